@@ -1,0 +1,35 @@
+# Two commands: `make demo` runs the main job on the sample scenes, `make test` checks everything.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test weights clean
+
+demo: $(VENV)/base.stamp
+	$(BIN)/alidade demo
+
+test: $(VENV)/dev.stamp
+	$(BIN)/ruff check src tests scripts
+	$(BIN)/mypy
+	$(BIN)/pytest -n 2 --dist loadgroup -q
+
+# Repeats the short training run behind the stand-in weights (about ten minutes on two cores).
+weights: $(VENV)/base.stamp
+	$(BIN)/python recipes/stand_in.py
+
+# torch comes first and pinned, so that no later requirement can pull another build of it.
+$(VENV)/torch.stamp: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	touch $@
+
+$(VENV)/base.stamp: $(VENV)/torch.stamp pyproject.toml
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/torch.stamp pyproject.toml
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV)

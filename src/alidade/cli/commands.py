@@ -1,0 +1,157 @@
+"""The verbs: inspect, embed, search, models, bench, demo."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alidade.cli import options as opt
+from alidade.errors import AlidadeError
+
+
+def register(app: typer.Typer) -> None:
+    """Add all commands to the application."""
+    for command in (inspect, embed, search, models, bench, demo):
+        app.command()(command)
+
+
+def inspect(
+    file: Annotated[str, typer.Argument(help="A GeoTIFF.")],
+    sensor: opt.SensorName = None,
+    bands: opt.Bands = None,
+    unit: opt.UnitName = None,
+    scale: opt.Scale = None,
+    offset: opt.Offset = None,
+    nodata: opt.Nodata = None,
+    taken: opt.Taken = None,
+    gsd: opt.Gsd = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Say what a file is: sensor, bands, units, ground resolution, and how each was found out."""
+    from alidade.cli.inspect import facts, show
+
+    found = facts(file, opt.declared_from(sensor, bands, unit, scale, offset, nodata, taken, gsd))
+    show(found, as_json=as_json)
+
+
+def embed(
+    paths: Annotated[list[str], typer.Argument(help="GeoTIFFs, or folders of them.")],
+    out: Annotated[Path, typer.Option("--out", help="Directory of the archive; made or added to.")],
+    model: opt.ModelName = None,
+    weights: opt.Weights = None,
+    tile: Annotated[int | None, typer.Option(help="Tile side in pixels. [default: the model's]")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Tiles given to the model at once.")] = 16,
+    sensor: opt.SensorName = None,
+    bands: opt.Bands = None,
+    unit: opt.UnitName = None,
+    scale: opt.Scale = None,
+    offset: opt.Offset = None,
+    nodata: opt.Nodata = None,
+    taken: opt.Taken = None,
+    gsd: opt.Gsd = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Embed every tile of the files into an archive; a second run embeds only what is missing."""
+    from alidade.cli.archive import run_embed
+
+    declared = opt.declared_from(sensor, bands, unit, scale, offset, nodata, taken, gsd)
+    run_embed(paths, out, model=model, weights=weights, tile=tile, batch=batch, declared=declared, as_json=as_json)
+
+
+def search(
+    archive: Annotated[Path, typer.Argument(help="Directory of the archive.")],
+    like: Annotated[str | None, typer.Option(help="Find tiles like this GeoTIFF.")] = None,
+    at: Annotated[str | None, typer.Option(metavar="LON,LAT", help="Find tiles like the one at this place.")] = None,
+    bbox: Annotated[str | None, typer.Option(metavar="W,S,E,N", help="Only tiles that touch this box.")] = None,
+    time: Annotated[str | None, typer.Option(metavar="START/END", help="Only tiles taken then.")] = None,
+    only: Annotated[str | None, typer.Option("--only-sensor", help="Only tiles of this sensor.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many results.")] = 10,
+    form: Annotated[str, typer.Option("--format", help="table, json, geojson or parquet.")] = "table",
+    out: Annotated[Path | None, typer.Option(help="Write the results here instead of stdout.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Picture file. [default: beside --out, or in the archive]")] = None,
+    model: opt.ModelName = None,
+    weights: opt.Weights = None,
+    sensor: opt.SensorName = None,
+    bands: opt.Bands = None,
+    unit: opt.UnitName = None,
+    scale: opt.Scale = None,
+    offset: opt.Offset = None,
+    nodata: opt.Nodata = None,
+    taken: opt.Taken = None,
+    gsd: opt.Gsd = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Find the tiles of an archive that are most like an image or a place, exactly."""
+    from alidade.cli.archive import Query, run_search
+
+    query = Query(
+        like=like,
+        at=at,
+        bbox=bbox,
+        time=time,
+        sensor=only,
+        k=k,
+        declared=opt.declared_from(sensor, bands, unit, scale, offset, nodata, taken, gsd),
+    )
+    form = "json" if as_json else form
+    run_search(archive, query, form=form, out=out, picture=picture, model=model, weights=weights)
+
+
+def models(as_json: opt.Json = False) -> None:
+    """List the models that can be loaded by name."""
+    from alidade.cli.output import out, show_json
+    from alidade.models.registry import DEFAULT
+    from alidade.models.registry import models as known
+
+    if as_json:
+        show_json({"default": DEFAULT, "models": known()})
+        return
+    for name in known():
+        note = " (default)" if name == DEFAULT else "  (needs --weights PATH)" if name.startswith("croma") else ""
+        out.print(name + note)
+
+
+def bench(
+    what: Annotated[str, typer.Argument(help="encoder, attention or store.")],
+    rounds: Annotated[int, typer.Option(min=3, help="Measured rounds.")] = 7,
+    size: Annotated[int, typer.Option(min=256, help="store: side of the generated scene in pixels.")] = 10_980,
+    directory: Annotated[Path | None, typer.Option("--dir", help="store: where to generate. [default: temporary]")] = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Measure speed on this machine: ratios within one run, beside their targets."""
+    from alidade.cli.output import show_bench, show_json
+
+    if what == "encoder":
+        from alidade.evaluation.bench_encoder import bench_encoder
+
+        rows = bench_encoder(rounds=rounds)
+    elif what == "attention":
+        from alidade.evaluation.bench_attention import bench_attention
+
+        rows = bench_attention(rounds=rounds)
+    elif what == "store":
+        from alidade.search.store_bench import bench_store
+
+        rows = bench_store(size=size, directory=directory)
+    else:
+        raise AlidadeError(
+            "bench", got=repr(what), expected="encoder, attention or store", next_step="Name one of these."
+        )
+    if as_json:
+        show_json([asdict(row) for row in rows])
+    else:
+        show_bench(rows)
+
+
+def demo(
+    data: Annotated[Path | None, typer.Option(help="Sample scenes. [default: samples/ of this repository]")] = None,
+    out: Annotated[Path, typer.Option(help="Where the archive and the pictures go.")] = Path("demo-out"),
+    as_json: opt.Json = False,
+) -> None:
+    """Embed the sample scenes and search them: the main job, in under a minute."""
+    from alidade.cli.demo import run_demo
+
+    run_demo(data, out, as_json=as_json)

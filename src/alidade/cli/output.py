@@ -1,0 +1,95 @@
+"""What commands show: tables, JSON and the embedding bar. Results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from alidade.evaluation.timing import Row
+from alidade.models.model import Model
+from alidade.search.plan import Failure
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def show_json(value: object) -> None:
+    """One JSON value on stdout."""
+    out.print_json(json.dumps(value, default=str))
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
+    """A table on stdout; columns whose cells are all numbers are right-aligned."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for index, name in enumerate(columns):
+        numeric = all(isinstance(row[index], int | float) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    width = max(out.width, 160) if not out.is_terminal else out.width
+    out.print(table, width=width)
+
+
+def show_model(model: Model) -> None:
+    """Name, format and reason, once, on stderr."""
+    label = str(model.precision.dtype).removeprefix("torch.")
+    err.print(f"model {model.identity}, {label}: {model.precision.reason}", style="dim")
+
+
+def show_bench(rows: Sequence[Row]) -> None:
+    """A benchmark's rows with their targets."""
+    show_table(
+        ("row", "value", "unit", "target", ""),
+        [
+            (r.name, f"{r.value:,.3g}" if abs(r.value) < 1000 else f"{r.value:,.0f}", r.unit, r.target, _mark(r.ok))
+            for r in rows
+        ],
+    )
+
+
+def _mark(ok: bool | None) -> str:
+    return "" if ok is None else ("holds" if ok else "MISSED")
+
+
+class Bar:
+    """The embedding bar: tiles done, rate and time left; implements ``search.embed.Progress``."""
+
+    def __init__(self) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("tiles"),
+            TextColumn("{task.fields[rate]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=err,
+        )
+        self._task = self._bar.add_task("reading headers", total=None, rate="")
+
+    def __enter__(self) -> Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def started(self, *, tiles: int, sources: int) -> None:
+        """Show the totals."""
+        self._bar.update(self._task, total=tiles, description=f"embedding {sources:,} scenes")
+
+    def advanced(self, *, tiles: int, source: str) -> None:
+        """Move on and show the rate."""
+        self._bar.update(self._task, advance=tiles)
+        speed = self._bar.tasks[0].speed
+        self._bar.update(self._task, rate=f"{speed:,.1f}/s" if speed else "")
+
+    def failed(self, failure: Failure) -> None:
+        """Nothing now: failures are listed at the end."""

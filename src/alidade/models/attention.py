@@ -1,0 +1,166 @@
+"""Attention over tokens with places. What depends on places alone is made once a batch and shared by all layers.
+
+Backends give one result and are chosen by measurement (see docs/architecture.md): ``sdpa`` adds a dense bias inside
+the fused kernel; ``baddbmm`` is faster for bfloat16 training on CPU below about 1,024 tokens; ``flex`` computes the
+distance from coordinates inside the kernel (CUDA; memory O(heads + tokens)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention.flex_attention import flex_attention
+
+from alidade.errors import ModelError
+from alidade.models.positions import Positions
+from alidade.models.tokens import Places
+
+BACKENDS = ("sdpa", "baddbmm", "flex")
+MASKED = -1e4
+"""Logit of an invalid key: exp gives zero beside any real key, and a row without real keys stays finite."""
+
+
+def choose_backend(device: torch.device, dtype: torch.dtype, tokens: int, training: bool) -> str:
+    """The fastest backend for this case, from the measurements in docs/architecture.md."""
+    if device.type == "cuda":
+        return "flex"
+    if dtype == torch.bfloat16 and training and tokens < 1024:
+        return "baddbmm"
+    return "sdpa"
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """All that attention needs to know of places, made once and used by every layer.
+
+    Attributes:
+        backend: one of ``BACKENDS``.
+        bias: ``[B or 1, heads, Nq, Nk]`` in the compute dtype, or None when nothing is added (or backend is flex).
+        score_mod: flex attention's function of one logit, or None.
+        turn_q, turn_k: rotary cosines and sines, or None.
+    """
+
+    backend: str
+    bias: Tensor | None
+    score_mod: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor] | None
+    turn_q: tuple[Tensor, Tensor] | None
+    turn_k: tuple[Tensor, Tensor] | None
+
+
+def make_geometry(
+    positions: Positions,
+    query: Places,
+    key: Places,
+    *,
+    head_dim: int,
+    dtype: torch.dtype,
+    training: bool,
+    backend: str | None = None,
+) -> Geometry:
+    """Geometry for queries at ``query`` and keys at ``key``.
+
+    Raises:
+        ModelError: a backend that does not exist.
+    """
+    name = backend or choose_backend(query.centres.device, dtype, key.valid.shape[1], training)
+    if name not in BACKENDS:
+        raise ModelError(
+            "attention backend", got=repr(name), expected=f"one of {', '.join(BACKENDS)}", next_step="Choose one."
+        )
+    turns = [_turn(positions.angles(p, head_dim), dtype) for p in (query, key)]
+    if name == "flex":
+        return Geometry(name, None, _score_mod(positions, query, key), turns[0], turns[1])
+    bias = positions.bias(query, key)
+    if not bool(key.valid.all()):
+        blocked = torch.zeros(key.valid.shape, device=key.valid.device).masked_fill(~key.valid, MASKED)[:, None, None]
+        bias = blocked.expand(-1, positions.heads, query.valid.shape[1], -1) if bias is None else bias + blocked
+    return Geometry(name, None if bias is None else bias.to(dtype), None, turns[0], turns[1])
+
+
+def _turn(angles: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+    if angles is None:
+        return None
+    return angles.cos().to(dtype).unsqueeze(1), angles.sin().to(dtype).unsqueeze(1)
+
+
+def _rotate(x: Tensor, turn: tuple[Tensor, Tensor] | None) -> Tensor:
+    if turn is None:
+        return x
+    cos, sin = turn
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+
+
+def _score_mod(
+    positions: Positions, query: Places, key: Places
+) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
+    fn = positions.elementwise(query.centres.device)
+    q, k, valid = (*query.centres.unbind(-1), query.footprint), (*key.centres.unbind(-1), key.footprint), key.valid
+    blocked = torch.zeros(valid.shape, device=valid.device).masked_fill(~valid, MASKED)
+
+    def score_mod(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        score = score + blocked[b, j]
+        if fn is None:
+            return score
+        return score + fn(h, (q[0][b, i], q[1][b, i], q[2][b, i]), (k[0][b, j], k[1][b, j], k[2][b, j]))
+
+    return score_mod
+
+
+@lru_cache(maxsize=1)
+def _compiled_flex() -> Callable[..., Tensor]:
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> Tensor:
+    """Attention of ``q`` ``[B, H, Nq, d]`` over ``k``, ``v`` ``[B, H, Nk, d]`` with the geometry's bias."""
+    q, k = _rotate(q, geometry.turn_q), _rotate(k, geometry.turn_k)
+    if geometry.backend == "flex":
+        flex = _compiled_flex() if q.device.type == "cuda" else flex_attention
+        out = flex(q.contiguous(), k.contiguous(), v.contiguous(), score_mod=geometry.score_mod)
+        return out if isinstance(out, Tensor) else out[0]
+    if geometry.backend == "sdpa":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=geometry.bias)
+    b, h, nq, d = q.shape
+    keys = k.flatten(0, 1).transpose(1, 2)
+    if geometry.bias is None:
+        logits = torch.bmm(q.flatten(0, 1) * d**-0.5, keys)
+    else:
+        table = geometry.bias.expand(b, h, nq, k.shape[2]).reshape(b * h, nq, k.shape[2])
+        logits = torch.baddbmm(table, q.flatten(0, 1), keys, alpha=d**-0.5)
+    return torch.bmm(logits.softmax(-1), v.flatten(0, 1)).view(b, h, nq, d)
+
+
+class Attention(nn.Module):
+    """Pre-norm multi-head attention; self-attention when no context is given. No bias on queries, keys, values."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, geometry: Geometry, context: Tensor | None = None) -> Tensor:
+        """``[B, Nq, D]`` from queries ``x`` ``[B, Nq, D]`` and keys and values of ``context`` ``[B, Nk, D]``.
+
+        The same normalisation serves queries and context, as CROMA's cross-attention does.
+        """
+        x = self.norm(x)
+        if context is None:
+            q, k, v = (self._heads(t) for t in self.qkv(x).chunk(3, dim=-1))
+        else:
+            width = x.shape[-1]
+            weight_q, weight_kv = self.qkv.weight.split([width, 2 * width])
+            q = self._heads(F.linear(x, weight_q))
+            k, v = (self._heads(t) for t in F.linear(self.norm(context), weight_kv).chunk(2, dim=-1))
+        out: Tensor = self.out(attend(q, k, v, geometry).transpose(1, 2).flatten(2))
+        return out
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

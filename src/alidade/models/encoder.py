@@ -1,0 +1,88 @@
+"""The vision transformer behind every tower: linear patches, pre-norm blocks, no class token."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from alidade.models.attention import Attention, Geometry
+
+
+class FeedForward(nn.Sequential):
+    """Pre-norm two-layer perceptron, four times as wide inside."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+
+class Block(nn.Module):
+    """Self-attention, then cross-attention when the block has it, then the perceptron; each added to its input."""
+
+    def __init__(self, width: int, heads: int, *, cross: bool = False) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads)
+        self.cross = Attention(width, heads) if cross else None
+        self.feed_forward = FeedForward(width)
+
+    def forward(
+        self, x: Tensor, geometry: Geometry, context: Tensor | None = None, to_context: Geometry | None = None
+    ) -> Tensor:
+        """``[B, N, D]`` to ``[B, N, D]``; ``context`` ``[B, M, D]`` with its own geometry for cross blocks."""
+        x = x + self.attention(x, geometry)
+        if self.cross is not None and to_context is not None:
+            x = x + self.cross(x, to_context, context)
+        out: Tensor = x + self.feed_forward(x)
+        return out
+
+
+class Trunk(nn.Module):
+    """``depth`` blocks and a final LayerNorm."""
+
+    def __init__(self, width: int, heads: int, depth: int, *, cross: bool = False) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(width, heads, cross=cross) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(
+        self, x: Tensor, geometry: Geometry, context: Tensor | None = None, to_context: Geometry | None = None
+    ) -> Tensor:
+        """``[B, N, D]`` to ``[B, N, D]``."""
+        for block in self.blocks:
+            x = block(x, geometry, context, to_context)
+        out: Tensor = self.norm(x)
+        return out
+
+
+class PatchEmbed(nn.Linear):
+    """Flattened square patches through one linear layer."""
+
+    def __init__(self, channels: int, patch: int, width: int) -> None:
+        super().__init__(channels * patch * patch, width)
+        self.patch = patch
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """``[B, C, H, W]`` (sides multiples of the patch) to ``[B, N, D]``, row-major."""
+        return super().forward(patchify(pixels, self.patch))
+
+
+def patchify(pixels: Tensor, patch: int) -> Tensor:
+    """``[B, C, H, W]`` to ``[B, N, C·patch·patch]``, patches row-major, each flattened as channel, row, column."""
+    b, c, h, w = pixels.shape
+    cut = pixels.view(b, c, h // patch, patch, w // patch, patch)
+    return cut.permute(0, 2, 4, 1, 3, 5).reshape(b, (h // patch) * (w // patch), c * patch * patch)
+
+
+def pad_to_patches(pixels: Tensor, valid: Tensor, patch: int) -> tuple[Tensor, Tensor]:
+    """Right and bottom padding to whole patches: pixels ``[B, C, H, W]`` with 0, valid ``[B, H, W]`` with False."""
+    h, w = pixels.shape[-2:]
+    right, bottom = -w % patch, -h % patch
+    if not (right or bottom):
+        return pixels, valid
+    return F.pad(pixels, (0, right, 0, bottom)), F.pad(valid, (0, right, 0, bottom), value=False)
+
+
+def patch_validity(valid: Tensor, patch: int) -> Tensor:
+    """Whether at least half of each patch's pixels are real: ``[B, H, W]`` bool to ``[B, N]`` bool."""
+    share = F.avg_pool2d(valid.to(torch.float32).unsqueeze(1), patch)
+    return (share >= 0.5).flatten(1)

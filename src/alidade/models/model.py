@@ -1,0 +1,223 @@
+"""Model: a network with its sensors. Rasters in, tokens or unit vectors out; normalisation cannot be skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from alidade.errors import ModelError, RasterError, SensorError
+from alidade.imagery.bands import Sensor
+from alidade.imagery.normalize import Normalization
+from alidade.imagery.raster import Raster
+from alidade.imagery.sensors import GENERIC_PREFIX
+from alidade.models.config import TowerConfig
+from alidade.models.precision import Precision, choose_precision
+from alidade.models.scale_alibi import ScaleAlibi
+from alidade.models.tokens import Tokens
+from alidade.models.weights import identity
+
+EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+MAX_TOKENS = 4096
+"""Largest grid that ``encode`` takes at once: a dense bias of 16 heads is then 1 GB."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What ``encode_normalised`` returns: tokens and pooled features ``[B, D]`` by tower name, and ``"joint"``."""
+
+    tokens: dict[str, Tokens]
+    pooled: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    tower: str
+    pixels: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+    gsd_m: tuple[float, float]
+    days: float
+
+
+class Model:
+    """A network ready for rasters. Made by ``alidade.load``.
+
+    Attributes:
+        identity: name and hash of the weights; archives remember it.
+        precision: the compute dtype and why it was chosen.
+        network: the ``ScaleAlibi`` underneath, for training and experiments.
+    """
+
+    def __init__(self, network: ScaleAlibi, *, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
+        # the identity is taken in float32, before the cast: it names the space, not the number format
+        self.identity = identity(network)
+        self.precision = choose_precision(device) if dtype is None else Precision(dtype, "asked for")
+        self.network = network.to(device=device, dtype=self.precision.dtype).eval().requires_grad_(False)
+
+    def __repr__(self) -> str:
+        return f"Model({self.identity}, {self.precision.dtype}, dim={self.dim}, tile={self.tile})"
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        return self.network.config.width
+
+    @property
+    def tile(self) -> int:
+        """Preferred tile side in pixels; any other size works too."""
+        return self.network.config.tile
+
+    @property
+    def towers(self) -> tuple[TowerConfig, ...]:
+        """The model's ways in: their bands and the sensors they take."""
+        return self.network.config.towers
+
+    def bands_for(self, sensor: Sensor, available: Sequence[str]) -> tuple[str, ...]:
+        """The provider's names of the bands this model reads from a file of ``sensor`` that has ``available`` bands.
+
+        Raises:
+            SensorError: no tower takes this sensor with these bands.
+        """
+        tower, _ = self._tower_for(sensor, available)
+        return tuple(sensor.band(name).name for name in tower.bands)
+
+    def encode(self, raster: Raster) -> Tokens:
+        """Tokens ``[1, N, D]`` of one raster of any size and GSD.
+
+        Raises:
+            SensorError: the model has no tower for these bands.
+            RasterError: the raster has no valid pixel, or no patch that is at least half valid.
+            ModelError: the raster is larger than ``MAX_TOKENS`` patches; cut it into tiles.
+        """
+        return self._encode([self._prepare(raster)])
+
+    def embed(self, rasters: Raster | Iterable[Raster], *, batch_size: int = 16) -> NDArray[np.float32]:
+        """One unit vector per raster, ``[N, D]`` float32; rasters of equal kind, size and GSD share a batch.
+
+        Raises:
+            The errors of ``encode``; the first raster that fails stops the call.
+        """
+        items = [self._prepare(r) for r in ([rasters] if isinstance(rasters, Raster) else rasters)]
+        out = np.zeros((len(items), self.dim), dtype=np.float32)
+        groups: dict[tuple[object, ...], list[int]] = {}
+        for index, item in enumerate(items):
+            groups.setdefault((item.tower, item.pixels.shape, item.gsd_m), []).append(index)
+        for group in groups.values():
+            for start in range(0, len(group), batch_size):
+                part = group[start : start + batch_size]
+                with torch.inference_mode():
+                    pooled = self.network.pool(self._encode([items[i] for i in part]))
+                    out[part] = F.normalize(pooled.float(), dim=-1).cpu().numpy()
+        return out
+
+    def encode_normalised(
+        self, inputs: dict[str, Tensor], *, gsd_m: float, valid: dict[str, Tensor] | None = None
+    ) -> Encoded:
+        """Tokens and pooled features of tensors that the caller has already normalised.
+
+        This is the call to compare implementations with; for imagery use ``encode`` and ``embed``, which normalise
+        from declared units.
+
+        Args:
+            inputs: ``[B, C, H, W]`` by tower name (CROMA: ``"sar"`` with VV, VH and ``"optical"`` with 12 bands).
+                Two or more towers also give ``"joint"`` when the model has a fusion encoder; its queries are the
+                first tower of the model's config.
+            gsd_m: true ground metres per pixel of all inputs.
+            valid: ``[B, H, W]`` bool by tower name; all pixels are valid when not given.
+
+        Returns:
+            Tokens and pooled features (sensor heads of the mean token; joint: the plain mean token).
+        """
+        tokens: dict[str, Tokens] = {}
+        with torch.inference_mode():
+            for name in (t.name for t in self.towers if t.name in inputs):
+                pixels = inputs[name].to(self.network.device)
+                mask = (valid or {}).get(name, torch.ones(pixels[:, 0].shape, dtype=torch.bool))
+                days = torch.full((pixels.shape[0],), float("nan"), dtype=torch.float64)
+                tokens[name] = self._run(name, pixels, mask.to(pixels.device), (gsd_m, gsd_m), days)
+            if unknown := set(inputs) - set(tokens):
+                self.network.tower(unknown.pop())
+            pooled = {name: self.network.pool(t) for name, t in tokens.items()}
+            if len(tokens) > 1 and self.network.fusion is not None:
+                tokens["joint"] = self.network.fuse(list(tokens.values()))
+                pooled["joint"] = tokens["joint"].mean()
+        return Encoded(tokens, pooled)
+
+    def _tower_for(self, sensor: Sensor, available: Sequence[str]) -> tuple[TowerConfig, Normalization]:
+        for tower in self.towers:
+            try:
+                names = [sensor.band(name).name for name in tower.bands]
+            except SensorError:
+                continue
+            if not set(names) <= set(available):
+                continue
+            if sensor.id in tower.normalizations:
+                return tower, tower.normalizations[sensor.id]
+            if sensor.id.startswith(GENERIC_PREFIX) and "sentinel-2-l2a" in tower.normalizations:
+                method = tower.normalizations["sentinel-2-l2a"].method
+                return tower, Normalization.for_sensor(sensor, tower.bands, method)
+        takes = "; ".join(f"{t.name}: {', '.join(t.bands)} of {', '.join(t.normalizations)}" for t in self.towers)
+        raise SensorError(
+            f"{self.network.config.name}: no tower for this imagery",
+            got=f"{sensor.id} with bands {', '.join(available)}",
+            expected=takes,
+            next_step="Give a file with these bands, or choose another model with --model.",
+        )
+
+    def _prepare(self, raster: Raster) -> _Prepared:
+        tower, normalization = self._tower_for(raster.sensor, [b.name for b in raster.bands])
+        patches = -(-raster.pixels.shape[1] // tower.patch) * -(-raster.pixels.shape[2] // tower.patch)
+        if patches > MAX_TOKENS:
+            raise ModelError(
+                f"{raster.source}: size",
+                got=f"{raster.pixels.shape[1]} x {raster.pixels.shape[2]} px, {patches} patches",
+                expected=f"at most {MAX_TOKENS} patches at once",
+                next_step=f"Cut it into tiles of {self.tile} px (Raster.crop, or `alidade embed`).",
+            )
+        pixels, valid = normalization.apply(raster)
+        if not valid.any():
+            raise RasterError(
+                f"{raster.source}: pixels",
+                got="no valid pixel (all nodata, NaN or masked)",
+                expected="some imagery",
+                next_step="Check the nodata value with `alidade inspect`, or leave the file out.",
+            )
+        gx, gy = raster.grid.gsd_m()
+        days = (raster.time - EPOCH).total_seconds() / 86_400 if raster.time else float("nan")
+        return _Prepared(tower.name, pixels, valid, (three_digits(gx), three_digits(gy)), days)
+
+    def _encode(self, items: Sequence[_Prepared]) -> Tokens:
+        device = self.network.device
+        pixels = torch.from_numpy(np.stack([i.pixels for i in items])).to(device)
+        valid = torch.from_numpy(np.stack([i.valid for i in items])).to(device)
+        days = torch.tensor([i.days for i in items], dtype=torch.float64)
+        with torch.inference_mode():
+            return self._run(items[0].tower, pixels, valid, items[0].gsd_m, days)
+
+    def _run(self, name: str, pixels: Tensor, valid: Tensor, gsd_m: tuple[float, float], days: Tensor) -> Tokens:
+        tokens = self.network.embed_patches(name, pixels, valid, gsd_m, days)
+        if not bool(tokens.places.valid.any(dim=1).all()):
+            raise RasterError(
+                f"{self.network.config.name}: tower {name}",
+                got="an image without any patch that is at least half valid",
+                expected=f"one patch of {self.network.tower(name).patch} px with real pixels",
+                next_step="Leave such tiles out: their valid share is in the file's mask.",
+            )
+        return self.network.run(tokens)
+
+
+def three_digits(value: float) -> float:
+    """``value`` to three significant digits.
+
+    Neighbouring tiles of one scene differ in true GSD by parts in a thousand; told to three digits (0.5 % at worst)
+    they share one bias table and one batch.
+    """
+    return float(f"{value:.3g}")
+
+

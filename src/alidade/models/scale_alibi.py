@@ -1,0 +1,241 @@
+"""ScaleAlibi: towers for any number of sensors, their pooled heads, a fusion encoder and a reconstruction decoder.
+
+After CROMA (Fuller, Millard and Green 2023) and Scale-ALiBi (Kage and Andreadis 2026, arXiv 2604.10347), with one
+difference in kind: every token carries its own place in metres, so self-attention, cross-sensor and cross-scale
+attention, masked or not, all take the same distance from the same function.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from alidade.errors import ModelError
+from alidade.models.attention import Attention, Geometry, make_geometry
+from alidade.models.config import DecoderConfig, ScaleAlibiConfig, TowerConfig
+from alidade.models.encoder import FeedForward, PatchEmbed, Trunk, pad_to_patches, patch_validity
+from alidade.models.positions import Positions, PositionConfig, sincos
+from alidade.models.tokens import Places, Tokens, grid_places
+
+
+class Head(nn.Module):
+    """Mean over valid tokens, then (optionally) LayerNorm and a perceptron, minus a fixed centre.
+
+    ``centre`` ``[D]`` is a saved statistic of the training set (zero unless set): it takes away what all images of a
+    sensor share, so that cosines spread.
+    """
+
+    def __init__(self, width: int, *, mlp: bool) -> None:
+        super().__init__()
+        self.mlp = FeedForward(width) if mlp else nn.Identity()
+        self.centre: Tensor
+        self.register_buffer("centre", torch.zeros(width))
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Pooled features ``[B, D]``, not normalised."""
+        out: Tensor = self.mlp(tokens.mean()) - self.centre
+        return out
+
+
+class Decoder(nn.Module):
+    """Predicts pixels of patches at any ground places from encoded tokens at other places.
+
+    A distance alone cannot tell left from right, so queries and keys also carry sin-cos ground coordinates.
+    """
+
+    def __init__(self, config: DecoderConfig, width: int, towers: tuple[TowerConfig, ...]) -> None:
+        super().__init__()
+        self.config = config
+        self.enter = nn.Linear(width, config.width)
+        self.attentions = nn.ModuleList(Attention(config.width, config.heads) for _ in range(config.depth))
+        self.feed_forwards = nn.ModuleList(FeedForward(config.width) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width)
+        self.mask_tokens = nn.ParameterDict({t.name: nn.Parameter(torch.zeros(config.width)) for t in towers})
+        self.pixels = nn.ModuleDict(
+            {t.name: nn.Linear(config.width, len(t.bands) * t.patch * t.patch) for t in towers}
+        )
+
+    def forward(self, context: Tokens, target: Places, tower: str) -> Tensor:
+        """Pixels ``[B, Nt, C·patch·patch]`` of ``tower`` at the places ``target``, in standardised units."""
+        x = self.mask_tokens[tower] + self._where(target)
+        seen = self.enter(context.features) + self._where(context.places)
+        nowhere = Positions(PositionConfig(kind="none"), self.config.heads)
+        geometry = make_geometry(
+            nowhere,
+            target,
+            context.places,
+            head_dim=self.config.width // self.config.heads,
+            dtype=x.dtype,
+            training=self.training,
+        )
+        for attention, feed_forward in zip(self.attentions, self.feed_forwards, strict=True):
+            x = x + attention(x, geometry, seen)
+            x = x + feed_forward(x)
+        out: Tensor = self.pixels[tower](self.norm(x))
+        return out
+
+    def _where(self, places: Places) -> Tensor:
+        low, high = self.config.wavelength_range_m
+        return sincos(places.centres, self.config.width, low, high).to(self.enter.weight.dtype)
+
+
+class ScaleAlibi(nn.Module):
+    """The network of a ``ScaleAlibiConfig``. It takes normalised tensors; ``alidade.models.Model`` takes rasters."""
+
+    def __init__(self, config: ScaleAlibiConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.positions = config.position.build(config.heads)
+        self.attention_backend: str | None = None
+        self._latest: tuple[Places, Places, tuple[str | None, torch.dtype], Geometry] | None = None
+        width, heads, shared = config.width, config.heads, config.shared_depth
+        self.patches = nn.ModuleDict({t.name: PatchEmbed(len(t.bands), t.patch, width) for t in config.towers})
+        self.trunks = nn.ModuleDict(
+            {"shared": Trunk(width, heads, shared)}
+            if shared is not None
+            else {t.name: Trunk(width, heads, t.depth) for t in config.towers}
+        )
+        self.heads = nn.ModuleDict({t.name: Head(width, mlp=config.mlp_head) for t in config.towers})
+        self.fusion = Trunk(width, heads, config.fusion_depth, cross=True) if config.fusion_depth else None
+        self.decoder = Decoder(config.decoder, width, config.towers) if config.decoder else None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The compute dtype."""
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    def tower(self, name: str) -> TowerConfig:
+        """The tower's config.
+
+        Raises:
+            ModelError: the model has no tower of this name.
+        """
+        for tower in self.config.towers:
+            if tower.name == name:
+                return tower
+        known = ", ".join(t.name for t in self.config.towers)
+        raise ModelError(
+            f"{self.config.name}: tower", got=repr(name), expected=f"one of {known}", next_step="Use one of these."
+        )
+
+    def embed_patches(
+        self, name: str, pixels: Tensor, valid: Tensor, gsd_m: tuple[float, float], days: Tensor
+    ) -> Tokens:
+        """Patch features with places, before any attention.
+
+        Args:
+            name: the tower.
+            pixels: ``[B, C, H, W]`` normalised; sides are padded to whole patches.
+            valid: ``[B, H, W]`` bool; a token is valid when at least half its pixels are.
+            gsd_m: true ground metres per pixel ``(x, y)``.
+            days: ``[B]``.
+        """
+        tower = self.tower(name)
+        if pixels.ndim != 4 or pixels.shape[1] != len(tower.bands):
+            raise ModelError(
+                f"{self.config.name}: input of tower {name}",
+                got=f"shape {tuple(pixels.shape)}",
+                expected=f"[B, {len(tower.bands)}, H, W] with channels {', '.join(tower.bands)}",
+                next_step="Stack the bands in this order.",
+            )
+        pixels, valid = pad_to_patches(pixels, valid, tower.patch)
+        b, _, h, w = pixels.shape
+        grid = grid_places(h // tower.patch, w // tower.patch, tower.patch, gsd_m, b)
+        places = Places(
+            grid.centres.to(pixels.device),
+            grid.footprint.to(pixels.device),
+            patch_validity(valid, tower.patch).to(pixels.device),
+        )
+        x = self.patches[name](pixels.to(self.dtype))
+        added = self.positions.input_embedding(places, self.config.width)
+        if added is not None:
+            x = x + added.to(self.dtype)
+        return Tokens(features=x, places=places, sensor=name, days=days)
+
+    def run(self, tokens: Tokens) -> Tokens:
+        """The tower's transformer over patch features, all or only the kept ones."""
+        geometry = self._geometry(tokens.places, tokens.places)
+        trunk = self.trunks["shared" if self.config.shared_depth is not None else tokens.sensor]
+        return tokens.with_features(trunk(tokens.features, geometry))
+
+    def pool(self, tokens: Tokens) -> Tensor:
+        """The sensor's pooled features ``[B, D]``, not normalised to unit length."""
+        out: Tensor = self.heads[tokens.sensor](tokens)
+        return out
+
+    def fuse(self, parts: list[Tokens]) -> Tokens:
+        """Joint tokens at the places of ``parts[0]``, which attends to each further sensor in turn.
+
+        Self-attention takes the distances among its own tokens, cross-attention those to the other sensor's.
+
+        Raises:
+            ModelError: the model has no fusion encoder, or fewer than two sensors are given.
+        """
+        if self.fusion is None or len(parts) < 2:
+            raise ModelError(
+                f"{self.config.name}: fusion",
+                got=f"{len(parts)} sensors, fusion depth {self.config.fusion_depth}",
+                expected="two or more sensors and a model with a fusion encoder",
+                next_step="Use the towers' own tokens, or a model such as croma-base.",
+            )
+        query, x = parts[0], parts[0].features
+        geometry = self._geometry(query.places, query.places)
+        for other in parts[1:]:
+            x = self.fusion(x, geometry, other.features, self._geometry(query.places, other.places))
+        return Tokens(features=x, places=query.places, sensor="joint", days=query.days)
+
+    def reconstruct(self, context: Tokens, target: Places, tower: str) -> Tensor:
+        """Standardised pixels of ``tower``'s patches at ``target``; see ``Decoder``.
+
+        Raises:
+            ModelError: the model was made without a decoder.
+        """
+        if self.decoder is None:
+            raise ModelError(
+                f"{self.config.name}: reconstruction",
+                got="a model without a decoder",
+                expected="a config with DecoderConfig",
+                next_step="Train from a recipe that has one.",
+            )
+        out: Tensor = self.decoder(context, target, tower)
+        return out
+
+    def _geometry(self, query: Places, key: Places) -> Geometry:
+        # an archive's batches have one geometry: the latest is kept, so only a new size or GSD costs anything
+        known, how = self._latest, (self.attention_backend, self.dtype)
+        if known and known[2] == how and same(known[0], query) and same(known[1], key):
+            return known[3]
+        geometry = make_geometry(
+            self.positions,
+            query,
+            key,
+            head_dim=self.config.width // self.config.heads,
+            dtype=self.dtype,
+            training=self.training and torch.is_grad_enabled(),
+            backend=self.attention_backend,
+        )
+        self._latest = None if self.training else (query, key, how, geometry)
+        return geometry
+
+
+def same(a: Places, b: Places) -> bool:
+    """Whether two batches lie at exactly the same places."""
+    return a is b or all(x.device == y.device and torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def initialise(model: ScaleAlibi, seed: int) -> None:
+    """All initial values in one place: linear weights normal with std 0.02, mask tokens too, biases zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    if model.decoder is not None:
+        for token in model.decoder.mask_tokens.values():
+            nn.init.normal_(token, std=0.02, generator=generator)

@@ -1,0 +1,136 @@
+"""Answers as table cells, JSON, GeoJSON or GeoParquet; each carries the model's identity and the query."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from alidade.errors import ArchiveError
+from alidade.imagery.atomic import atomic_write
+from alidade.imagery.footprint import Footprint
+from alidade.search.scan import Hits
+from alidade.search.schema import table_bytes, wkb_rings
+
+FORMATS = ("json", "geojson", "parquet")
+"""What ``write`` can write; by default the ending of the file name decides."""
+TABLE_HEADER = ("rank", "score", "sensor", "date", "GSD", "centre", "tile", "source")
+
+
+def table_rows(hits: Hits) -> list[tuple[str, ...]]:
+    """The cells of :data:`TABLE_HEADER` for each hit, ready to print."""
+    return [
+        (
+            str(rank),
+            f"{row['score']:.3f}",
+            row["sensor"],
+            row["time"].strftime("%Y-%m-%d") if row["time"] else "-",
+            f"{row['gsd_m']:.3g} m",
+            _centre_cell(row["geometry"]),
+            f"{row['row']},{row['col']} {row['height']}x{row['width']}",
+            Path(row["source"]).name,
+        )
+        for rank, row in enumerate(hits.table.to_pylist(), start=1)
+    ]
+
+
+def to_json(hits: Hits) -> dict[str, Any]:
+    """The answer as plain values: ``model``, ``query``, ``matches``, ``scanned`` and ``hits``, best first."""
+    return {**_about(hits), "hits": [_plain(r) for r in hits.table.to_pylist()]}
+
+
+def to_geojson(hits: Hits) -> dict[str, Any]:
+    """A GeoJSON FeatureCollection (RFC 7946), best first.
+
+    Tiles across the antimeridian are MultiPolygons (section 3.1.9); a tile without a place has a null
+    geometry (section 3.2). What was asked stands in the foreign member ``alidade`` (section 6.1).
+    """
+    features = []
+    for rank, row in enumerate(hits.table.to_pylist(), start=1):
+        footprint = _footprint(row["geometry"])
+        properties = _plain({k: v for k, v in row.items() if k not in ("id", "bbox")})
+        feature: dict[str, Any] = {
+            "type": "Feature",
+            "id": row["id"],
+            "geometry": None if footprint is None else footprint.geojson(),
+            "properties": {"rank": rank, **properties},
+        }
+        if footprint is not None:
+            feature["bbox"] = list(footprint.bbox())
+        features.append(feature)
+    return {"type": "FeatureCollection", "alidade": _about(hits), "features": features}
+
+
+def to_parquet(hits: Hits) -> bytes:
+    """A GeoParquet 1.1 file with the archive's columns (without embeddings) and ``score``, best first.
+
+    What was asked stands as JSON in the footer under the key ``alidade``.
+    """
+    return table_bytes(hits.table, _about(hits))
+
+
+def write(hits: Hits, path: str | Path, format: str | None = None) -> None:
+    """Write the answer, whole or not at all.
+
+    Args:
+        hits: the answer.
+        path: the file; an existing one is replaced.
+        format: one of :data:`FORMATS`; by default the ending of ``path`` tells.
+
+    Raises:
+        ArchiveError: an unknown format, or the file cannot be written.
+    """
+    target = Path(path)
+    kind = format or target.suffix.lstrip(".").lower()
+    if kind == "json":
+        data = _encode(to_json(hits))
+    elif kind == "geojson":
+        data = _encode(to_geojson(hits))
+    elif kind == "parquet":
+        data = to_parquet(hits)
+    else:
+        raise ArchiveError(
+            f"{target}: format of the export",
+            got=repr(kind),
+            expected=f"one of {', '.join(FORMATS)}",
+            next_step="Name it with --format, or end the file name with it.",
+        )
+    try:
+        with atomic_write(target) as temporary:
+            temporary.write_bytes(data)
+    except OSError as error:
+        raise ArchiveError(
+            f"{target}: writing",
+            got=error.strerror or type(error).__name__,
+            expected="a place where a file can be written",
+            next_step="Name another --out.",
+        ) from error
+
+
+def _about(hits: Hits) -> dict[str, Any]:
+    return {"model": hits.model, "query": hits.query, "matches": hits.matches, "scanned": hits.scanned}
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """Values that JSON has: times as ISO 8601, the box as a list; the geometry is left to GeoJSON."""
+    plain = {k: v.isoformat() if isinstance(v, datetime) else v for k, v in row.items() if k != "geometry"}
+    if plain.get("bbox") is not None:
+        plain["bbox"] = [plain["bbox"][side] for side in ("xmin", "ymin", "xmax", "ymax")]
+    return plain
+
+
+def _footprint(wkb: bytes | None) -> Footprint | None:
+    return None if wkb is None else Footprint(wkb_rings(wkb))
+
+
+def _centre_cell(wkb: bytes | None) -> str:
+    footprint = _footprint(wkb)
+    if footprint is None:
+        return "-"
+    lon, lat = footprint.centre()
+    return f"{lon:.4f},{lat:.4f}"
+
+
+def _encode(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1).encode() + b"\n"

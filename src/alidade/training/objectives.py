@@ -1,0 +1,106 @@
+"""What models are trained for, as plain functions of tensors: contrast between sensors, and masked reconstruction."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather
+from torch.nn import functional as F
+
+from alidade.errors import ModelError
+from alidade.models.tokens import Tokens, gather_places, take
+
+ABSENT = -1e4
+"""Logit of a sample whose sensor is missing: never a match, never a negative."""
+
+
+def gather_samples(values: Tensor) -> Tensor:
+    """The values ``[B, ...]`` of all processes, ``[W·B, ...]``, with gradients through every part.
+
+    Together with averaging of gradients over processes (DDP), a loss over the gathered batch has exactly the
+    gradient that one process would compute on the whole batch.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return values
+    return torch.cat(list(all_gather(values)), dim=0)
+
+
+def contrastive_losses(
+    features: dict[str, Tensor], log_scale: Tensor, present: dict[str, Tensor] | None = None
+) -> dict[tuple[str, str], Tensor]:
+    """Symmetric InfoNCE (van den Oord et al. 2018) for every pair of sensors.
+
+    Args:
+        features: ``[B, D]`` by sensor, of the same ground squares in the same order; need not be unit length.
+        log_scale: scalar, the logarithm of one over the temperature; clamped at ``log(100)`` as CLIP does.
+        present: ``[B]`` bool by sensor, which samples have it; all when not given.
+
+    Returns:
+        One scalar per pair, the mean of both directions over the samples that have both sensors; zero when none has.
+
+    Raises:
+        ModelError: fewer than two sensors.
+    """
+    if len(features) < 2:
+        raise ModelError(
+            "contrastive loss", got=f"sensors {list(features)}", expected="two or more", next_step="Add a sensor."
+        )
+    unit = {name: gather_samples(F.normalize(value, dim=-1)) for name, value in features.items()}
+    here = {
+        name: gather_samples(
+            torch.ones(len(value), device=value.device) if present is None else present[name].to(value.dtype)
+        ).bool()
+        for name, value in features.items()
+    }
+    scale = log_scale.exp().clamp(max=100)
+    return {(a, b): _pair_loss(scale * unit[a] @ unit[b].T, here[a] & here[b]) for a, b in combinations(unit, 2)}
+
+
+def _pair_loss(logits: Tensor, both: Tensor) -> Tensor:
+    count = both.sum()
+    if count == 0:
+        return logits.sum() * 0
+    blocked = torch.zeros_like(logits).masked_fill(~(both[:, None] & both[None, :]), ABSENT)
+    target = torch.arange(len(logits), device=logits.device)
+    rows = F.cross_entropy(logits + blocked, target, reduction="none")
+    columns = F.cross_entropy(logits.T + blocked.T, target, reduction="none")
+    return ((rows + columns) / 2 * both).sum() / count
+
+
+def random_split(valid: Tensor, keep: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Token ids to keep ``[B, K]`` and to mask ``[B, N-K]``, drawn independently for each sample.
+
+    Args:
+        valid: ``[B, N]`` bool; invalid tokens are masked first.
+        keep: share of tokens to keep, ``0 < keep < 1``.
+        generator: source of randomness, on the CPU.
+    """
+    b, n = valid.shape
+    noise = torch.rand(b, n, generator=generator).to(valid.device) + (~valid).float()
+    order = noise.argsort(dim=1)
+    kept = min(max(round(keep * n), 1), n - 1)
+    return order[:, :kept], order[:, kept:]
+
+
+def standardised_patches(patches: Tensor) -> Tensor:
+    """Each patch ``[..., P]`` with zero mean and unit variance: the target of reconstruction (He et al. 2022)."""
+    mean = patches.mean(-1, keepdim=True)
+    return (patches - mean) / (patches.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
+
+
+def reconstruction_loss(predicted: Tensor, patches: Tensor, tokens: Tokens, masked: Tensor) -> Tensor:
+    """Mean squared error on masked, valid patches of one sensor at its own grid.
+
+    Args:
+        predicted: ``[B, M, P]`` from ``ScaleAlibi.reconstruct`` at the masked places.
+        patches: ``[B, N, P]`` normalised pixels of all patches (``encoder.patchify``).
+        tokens: the sensor's tokens before masking; only their places are used.
+        masked: ``[B, M]`` ids of the masked tokens.
+    """
+    target = standardised_patches(take(patches, masked))
+    weight = gather_places(tokens.places, masked).valid.to(predicted.dtype)
+    error = (predicted - target).square().mean(-1)
+    return (error * weight).sum() / weight.sum().clamp(min=1)

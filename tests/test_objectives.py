@@ -1,0 +1,143 @@
+"""Contrast over all pairs of sensors and masked reconstruction: gradients, missing sensors, processes."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from alidade.errors import ModelError
+from alidade.training.objectives import (
+    contrastive_losses,
+    random_split,
+    reconstruction_loss,
+    standardised_patches,
+)
+from alidade.models.tokens import Tokens, grid_places
+
+SENSORS = ("sar", "low", "high")
+LOG_SCALE = torch.tensor(math.log(1 / 0.07))
+
+
+def features(batch: int = 6, dim: int = 16) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {s: torch.randn(batch, dim, generator=generator, requires_grad=True) for s in SENSORS}
+
+
+def test_all_three_pairs_are_there_and_none_is_trivial_at_the_start() -> None:
+    losses = contrastive_losses(features(), LOG_SCALE)
+    assert set(losses) == {("sar", "low"), ("sar", "high"), ("low", "high")}
+    # a sensor contrasted with itself would be near zero at the start
+    assert all(loss > 0.5 * math.log(6) for loss in losses.values())
+
+
+def test_every_pair_sends_gradients_to_both_sensors_at_initialisation() -> None:
+    for pair in [("sar", "low"), ("sar", "high"), ("low", "high")]:
+        values = features()
+        contrastive_losses(values, LOG_SCALE)[pair].backward()
+        for name in SENSORS:
+            gradient = values[name].grad
+            assert (gradient is not None and gradient.abs().sum() > 0) == (name in pair)
+
+
+def test_loss_is_symmetric_info_nce() -> None:
+    values = {k: v.detach() for k, v in features().items()}
+    a, b = (nn.functional.normalize(values[s], dim=-1) for s in ("sar", "low"))
+    logits = LOG_SCALE.exp() * a @ b.T
+    target = torch.arange(6)
+    expected = (nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)) / 2
+    assert torch.allclose(contrastive_losses(values, LOG_SCALE)["sar", "low"], expected, atol=1e-6)
+
+
+def test_samples_without_a_sensor_are_neither_match_nor_negative() -> None:
+    values = {k: v.detach() for k, v in features().items()}
+    present = {s: torch.ones(6, dtype=torch.bool) for s in SENSORS}
+    present["high"][[1, 4]] = False
+    losses = contrastive_losses(values, LOG_SCALE, present)
+    some = {k: v[[0, 2, 3, 5]] for k, v in values.items()}
+    assert torch.allclose(losses["low", "high"], contrastive_losses(some, LOG_SCALE)["low", "high"], atol=1e-5)
+    assert torch.allclose(losses["sar", "low"], contrastive_losses(values, LOG_SCALE)["sar", "low"], atol=1e-6)
+    present["high"][:] = False
+    assert contrastive_losses(values, LOG_SCALE, present)["sar", "high"] == 0
+
+
+def test_one_sensor_is_not_a_contrast() -> None:
+    with pytest.raises(ModelError, match="expected two or more"):
+        contrastive_losses({"sar": torch.randn(2, 4)}, LOG_SCALE)
+
+
+class Towers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.towers = nn.ModuleDict({s: nn.Linear(8, 16) for s in SENSORS})
+        self.log_scale = nn.Parameter(LOG_SCALE.clone())
+
+    def forward(self, inputs: dict[str, torch.Tensor], present: dict[str, torch.Tensor]) -> torch.Tensor:
+        pooled = {s: tower(inputs[s]) for s, tower in self.towers.items()}
+        return torch.stack(list(contrastive_losses(pooled, self.log_scale, present).values())).sum()
+
+
+def batch() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(7)
+    inputs = {s: torch.randn(8, 8, generator=generator) for s in SENSORS}
+    present = {s: torch.ones(8, dtype=torch.bool) for s in SENSORS}
+    present["high"][[0, 5, 6]] = False
+    return inputs, present
+
+
+def worker(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    model = DistributedDataParallel(Towers())
+    inputs, present = batch()
+    half = slice(rank * 4, rank * 4 + 4)
+    loss = model({k: v[half] for k, v in inputs.items()}, {k: v[half] for k, v in present.items()})
+    loss.backward()
+    if rank == 0:
+        torch.save([p.grad for p in model.module.parameters()], os.path.join(folder, "gradients.pt"))
+    dist.destroy_process_group()
+
+
+def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
+    mp.start_processes(worker, args=(str(tmp_path),), nprocs=2, start_method="fork")
+    model = Towers()
+    model(*batch()).backward()
+    two = torch.load(tmp_path / "gradients.pt", weights_only=True)
+    for ours, parameter in zip(two, model.parameters(), strict=True):
+        assert torch.allclose(ours, parameter.grad, atol=1e-6)
+
+
+def test_split_partitions_the_tokens_and_masks_invalid_ones_first() -> None:
+    valid = torch.ones(5, 20, dtype=torch.bool)
+    valid[:, :6] = False
+    kept, masked = random_split(valid, 0.4, torch.Generator().manual_seed(0))
+    assert kept.shape == (5, 8)
+    assert torch.equal(torch.cat([kept, masked], 1).sort(1).values, torch.arange(20).expand(5, -1))
+    assert (kept >= 6).all()
+    assert not torch.equal(kept[0].sort().values, kept[1].sort().values)
+
+
+def test_targets_are_standardised_per_patch() -> None:
+    patches = torch.randn(2, 3, 64) * torch.tensor([1.0, 5.0, 100.0])[:, None] + 7
+    target = standardised_patches(patches)
+    assert torch.allclose(target.mean(-1), torch.zeros(2, 3), atol=1e-5)
+    assert torch.allclose(target.std(-1, unbiased=False), torch.ones(2, 3), atol=1e-3)
+
+
+def test_reconstruction_scores_masked_valid_patches_only() -> None:
+    places = grid_places(2, 2, 8, (10.0, 10.0))
+    places = places._replace(valid=torch.tensor([[True, True, True, False]]))
+    tokens = Tokens(features=torch.zeros(1, 4, 8), places=places, sensor="low", days=torch.zeros(1, dtype=torch.float64))
+    patches = torch.randn(1, 4, 64, generator=torch.Generator().manual_seed(0))
+    masked = torch.tensor([[2, 3]])
+    perfect = standardised_patches(patches)[:, [2, 3]].clone()
+    perfect[:, 1] = 1e3
+    assert reconstruction_loss(perfect, patches, tokens, masked) < 1e-10
+    assert reconstruction_loss(torch.zeros(1, 2, 64), patches, tokens, masked) == pytest.approx(1.0, abs=1e-3)
