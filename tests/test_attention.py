@@ -23,7 +23,9 @@ def some_invalid(places: Places) -> Places:
     return places._replace(valid=valid)
 
 
-def by_hand(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+def by_hand(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, valid: torch.Tensor
+) -> torch.Tensor:
     logits = (q.double() @ k.double().transpose(-1, -2)) / q.shape[-1] ** 0.5 + bias.double()
     logits = logits.masked_fill(~valid[:, None, None], -torch.inf)
     return (logits.softmax(-1) @ v.double()).float()
@@ -42,7 +44,9 @@ def test_backends_agree_with_the_definition(backend: str, kind: str, masked: boo
     )
     out = attend(q, k, v, geometry)
     if kind == "rope":
-        reference = make_geometry(positions, low, high, head_dim=16, dtype=torch.float32, training=False, backend="sdpa")
+        reference = make_geometry(
+            positions, low, high, head_dim=16, dtype=torch.float32, training=False, backend="sdpa"
+        )
         expected = attend(q, k, v, reference)
     else:
         bias = positions.bias(low, high)
@@ -58,7 +62,9 @@ def test_gradients_agree(backend: str) -> None:
     gradients = []
     for name in (backend, "sdpa"):
         q, k, v = (t.requires_grad_() for t in random_qkv(2, 4, 16, 16, 16))
-        geometry = make_geometry(positions, places, places, head_dim=16, dtype=torch.float32, training=True, backend=name)
+        geometry = make_geometry(
+            positions, places, places, head_dim=16, dtype=torch.float32, training=True, backend=name
+        )
         attend(q, k, v, geometry).square().sum().backward()
         gradients.append([t.grad for t in (q, k, v)])
     for a, b in zip(*gradients, strict=True):
@@ -70,7 +76,13 @@ def test_a_row_without_any_valid_key_stays_finite() -> None:
     empty = places._replace(valid=torch.zeros(1, 4, dtype=torch.bool))
     for backend in ("sdpa", "baddbmm"):
         geometry = make_geometry(
-            PositionConfig().build(2), places, empty, head_dim=8, dtype=torch.float32, training=False, backend=backend
+            PositionConfig().build(2),
+            places,
+            empty,
+            head_dim=8,
+            dtype=torch.float32,
+            training=False,
+            backend=backend,
         )
         assert torch.isfinite(attend(*random_qkv(1, 2, 4, 4, 8), geometry)).all()
 
@@ -83,7 +95,9 @@ def test_invalid_tokens_do_not_change_the_others() -> None:
     x = torch.randn(1, 9, 32)
     other = x.clone()
     other[:, 6:] = 1e3
-    geometry = make_geometry(PositionConfig().build(4), places, places, head_dim=8, dtype=torch.float32, training=False)
+    geometry = make_geometry(
+        PositionConfig().build(4), places, places, head_dim=8, dtype=torch.float32, training=False
+    )
     with torch.no_grad():
         assert torch.allclose(attention(x, geometry)[:, :6], attention(other, geometry)[:, :6], atol=1e-6)
 
@@ -92,7 +106,9 @@ def test_cross_attention_of_a_sequence_with_itself_is_self_attention() -> None:
     torch.manual_seed(0)
     attention = Attention(32, 4)
     places = grid_places(3, 3, 8, (10.0, 10.0))
-    geometry = make_geometry(PositionConfig().build(4), places, places, head_dim=8, dtype=torch.float32, training=False)
+    geometry = make_geometry(
+        PositionConfig().build(4), places, places, head_dim=8, dtype=torch.float32, training=False
+    )
     x = torch.randn(1, 9, 32)
     assert torch.allclose(attention(x, geometry), attention(x, geometry, x), atol=1e-6)
 

@@ -8,11 +8,14 @@ import math
 import numpy as np
 import pytest
 import shapely
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alidade.errors import GridError
 from alidade.imagery.footprint import Footprint, bbox_mask, boxes_intersect, normalise_lon
+
+# slow, busy machines are no failure, and every run draws the same cases
+PROPERTY = settings(deadline=None, derandomize=True)
 
 LON = st.floats(-180, 180)
 # steps of a quarter degree make touching boxes likely
@@ -32,6 +35,7 @@ def quadrilaterals(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     return lon + width * np.cos(angles), lat + height * np.sin(angles)
 
 
+@PROPERTY
 @given(quadrilaterals())
 def test_the_outline_keeps_its_area_and_its_points_also_over_the_antimeridian(corners):
     lon, lat = corners
@@ -48,6 +52,7 @@ def test_the_outline_keeps_its_area_and_its_points_also_over_the_antimeridian(co
         assert not outline.contains(middle[0] + 1.01 * (x - middle[0]), middle[1] + 1.01 * (y - middle[1]))
 
 
+@PROPERTY
 @given(quadrilaterals())
 def test_rings_are_closed_and_counter_clockwise(corners):
     for ring in Footprint.around(*corners).rings:
@@ -55,6 +60,7 @@ def test_rings_are_closed_and_counter_clockwise(corners):
         assert shapely.LinearRing(ring).is_ccw
 
 
+@PROPERTY
 @given(quadrilaterals())
 def test_the_centre_is_the_centroid(corners):
     lon, lat = corners
@@ -64,6 +70,7 @@ def test_the_centre_is_the_centroid(corners):
     assert y == pytest.approx(expected.y, abs=1e-6)
 
 
+@PROPERTY
 @given(quadrilaterals())
 def test_the_box_is_the_tightest(corners):
     lon, lat = corners
@@ -74,6 +81,7 @@ def test_the_box_is_the_tightest(corners):
     assert (south, north) == pytest.approx((lat.min(), lat.max()))
 
 
+@PROPERTY
 @given(quadrilaterals(), st.floats(-1.2, 1.2), st.floats(-1.2, 1.2))
 def test_contains_agrees_with_shapely(corners, dx, dy):
     lon, lat = corners
@@ -83,6 +91,7 @@ def test_contains_agrees_with_shapely(corners, dx, dy):
         assert Footprint.around(lon, lat).contains(x, y) == polygon.contains(shapely.Point(x, y))
 
 
+@PROPERTY
 @given(quadrilaterals())
 def test_wkb_and_geojson_say_the_same_to_shapely(corners):
     outline = Footprint.around(*corners)
@@ -136,6 +145,7 @@ def test_contains_is_false_for_what_is_no_number():
     assert not outline.contains(0.0, math.inf)
 
 
+@PROPERTY
 @given(BOXES, st.integers(-1440, 1440), STEPPED_LAT)
 def test_a_box_contains_its_border(box, x, y):
     west, south, east, north = box
@@ -146,6 +156,7 @@ def test_a_box_contains_its_border(box, x, y):
         assert Footprint.box(box).contains(x, y) == expected
 
 
+@PROPERTY
 @given(st.floats(-1e4, 1e4))
 def test_normalised_longitudes_are_the_same_meridian(lon):
     value = float(normalise_lon(lon))
@@ -161,6 +172,7 @@ def spans(box: tuple[float, float, float, float]) -> list[tuple[float, float]]:
     return [(west + turn, east + turn) for turn in (-360.0, 0.0, 360.0)]
 
 
+@PROPERTY
 @given(BOXES, BOXES)
 def test_boxes_meet_when_any_turn_of_their_intervals_meets(a, b):
     lons = any(w1 <= e2 and w2 <= e1 for w1, e1 in spans(a) for w2, e2 in spans(b))
@@ -169,6 +181,7 @@ def test_boxes_meet_when_any_turn_of_their_intervals_meets(a, b):
     assert boxes_intersect(b, a) == expected
 
 
+@PROPERTY
 @given(st.lists(BOXES, min_size=1, max_size=20), BOXES)
 def test_the_mask_over_columns_is_the_answer_for_each_box(rows, box):
     mask = bbox_mask(*np.array(rows).T, box)
@@ -176,6 +189,7 @@ def test_the_mask_over_columns_is_the_answer_for_each_box(rows, box):
     assert mask.tolist() == [boxes_intersect(row, box) for row in rows]
 
 
+@PROPERTY
 @given(st.lists(BOXES, max_size=5), LON, st.floats(-90, 90))
 def test_a_place_is_a_box_of_no_size(rows, lon, lat):
     columns = np.array(rows).reshape(-1, 4).T

@@ -15,6 +15,9 @@ from pyproj import CRS, Geod, Proj
 from alidade.errors import GridError
 from alidade.imagery.grid import Grid
 
+# slow, busy machines are no failure, and every run draws the same cases
+PROPERTY = settings(deadline=None, derandomize=True)
+
 
 def north_up(crs: str, gsd: float, x: float, y: float, size: int = 512) -> Grid:
     return Grid(crs=CRS(crs), transform=Affine(gsd, 0, x, 0, -gsd, y), width=size, height=size)
@@ -42,6 +45,7 @@ def utm(lon: float, lat: float) -> str:
     return f"EPSG:{32600 + zone if lat >= 0 else 32700 + zone}"
 
 
+@PROPERTY
 @given(PLACES, st.sampled_from([0.3, 10.0, 60.0]))
 def test_utm_gsd_is_the_nominal_one_divided_by_the_projection_s_scale(place, gsd):
     grid = around(utm(*place), gsd, *place)
@@ -84,6 +88,7 @@ def test_feet_are_not_metres():
     assert grid.mean_gsd_m() == pytest.approx(0.3048, rel=1e-3)
 
 
+@PROPERTY
 @given(st.floats(-180, 180))
 def test_turning_a_grid_keeps_its_gsd(degrees):
     grid = north_up("EPSG:32633", 10.0, 500_000.0, 5_000_000.0, size=64)
@@ -106,6 +111,7 @@ def test_pixels_that_are_not_square():
     assert grid.mean_gsd_m() == pytest.approx(10.0, rel=5e-4)
 
 
+@PROPERTY
 @given(
     PLACES,
     st.sampled_from(["utm", "EPSG:3857", "EPSG:3395", "EPSG:4326", "EPSG:4269"]),
@@ -152,7 +158,7 @@ def test_places_that_a_projection_does_not_have_are_nan():
     assert np.isfinite([lon[0], lat[0]]).all()
     assert np.isnan([lon[1], lat[1]]).all()
     rows, cols = around("EPSG:2227", 1.0, -122.0, 37.5).from_lonlat([-122.0, 0.0], [37.5, -90.0])
-    assert (rows[0], cols[0]) == pytest.approx((256.0, 256.0))
+    assert (rows[0], cols[0]) == pytest.approx((256.0, 256.0), abs=0.01)
     assert np.isnan([rows[1], cols[1]]).all()
 
 
@@ -166,6 +172,7 @@ def test_the_first_corner_is_the_origin_of_the_transform():
 WINDOWS = st.tuples(st.integers(-300, 600), st.integers(-300, 600), st.integers(1, 600), st.integers(1, 600))
 
 
+@PROPERTY
 @given(WINDOWS, st.floats(-180, 180))
 def test_a_window_s_pixels_lie_where_they_lay_in_the_whole(window, turn):
     grid = rotated(north_up("EPSG:32633", 10.0, 500_000.0, 5_000_000.0), turn)
@@ -177,12 +184,14 @@ def test_a_window_s_pixels_lie_where_they_lay_in_the_whole(window, turn):
     np.testing.assert_allclose(part.to_lonlat(1, 2), grid.to_lonlat(row + 1, col + 2), atol=1e-11)
 
 
+@PROPERTY
 @given(WINDOWS)
 def test_in_utm_a_window_has_the_gsd_of_the_whole(window):
     grid = north_up("EPSG:32633", 10.0, 500_000.0, 5_000_000.0)
     assert grid.window(*window).gsd_m() == pytest.approx(grid.gsd_m(), rel=1e-5)
 
 
+@PROPERTY
 @given(WINDOWS, st.tuples(st.integers(-50, 50), st.integers(-50, 50), st.integers(1, 50), st.integers(1, 50)))
 def test_a_window_of_a_window_is_a_window(outer, inner):
     grid = north_up("EPSG:32633", 10.0, 500_000.0, 5_000_000.0)
@@ -196,9 +205,10 @@ def test_an_empty_window_is_refused(size):
         north_up("EPSG:32633", 10.0, 5e5, 5e6).window(0, 0, *size)
 
 
-def test_equal_grids_have_equal_hashes_however_their_crs_is_spelled():
+@pytest.mark.parametrize("spelling", ["WKT1_GDAL", "WKT1_ESRI", "WKT2_2015", "WKT2_2019"])
+def test_equal_grids_have_equal_hashes_however_their_crs_is_spelled(spelling):
     by_code = north_up("EPSG:32633", 10.0, 5e5, 5e6)
-    wkt = CRS("EPSG:32633").to_wkt("WKT2_2019")
+    wkt = CRS("EPSG:32633").to_wkt(spelling)
     by_text = Grid(crs=CRS.from_wkt(wkt), transform=by_code.transform, width=512, height=512)
     assert by_code == by_text
     assert hash(by_code) == hash(by_text)
@@ -289,7 +299,7 @@ def test_pixels_off_the_earth_are_refused_though_the_projection_keeps_silent(crs
 
 
 def test_a_grid_over_the_rim_of_a_world_map_has_no_footprint_and_its_inner_part_has():
-    rim = north_up("ESRI:54008", 1000.0, 12_500_000.0, 5_200_000.0, size=1200)
+    rim = north_up("ESRI:54008", 1000.0, 13_000_000.0, 5_200_000.0, size=1200)
     with pytest.raises(GridError, match=r"pixels off the Earth"):
         rim.footprint()
     assert rim.window(600, 0, 100, 100).footprint().bbox()[0] > 100.0
@@ -316,7 +326,7 @@ def test_threads_get_the_same_places():
     np.testing.assert_array_equal(alone, together)
 
 
-@settings(max_examples=30)
+@settings(PROPERTY, max_examples=30)
 @given(st.floats(-179, 179), st.floats(-70, 70), st.floats(-180, 180))
 def test_the_footprint_holds_the_pixels_and_nothing_far_outside(lon, lat, turn):
     grid = rotated(around(utm(lon, lat), 10.0, lon, lat), turn)
@@ -372,14 +382,20 @@ def test_a_grid_that_holds_or_touches_a_pole_is_covered_by_a_cap(crs, pole, corn
     assert all(outline.contains(x, y * (1 + 1e-12)) for x, y in zip(lon, lat, strict=True) if abs(y) < 89.99)
 
 
+def test_a_grid_over_a_whole_hemisphere_is_the_cap_of_its_own_pole():
+    outline = north_up("EPSG:3413", 9000.0, -9_216_000.0, 9_216_000.0, size=2048).footprint()
+    assert outline.bbox()[3] == 90.0
+    assert -20.0 < outline.bbox()[1] < 10.0
+
+
 def test_a_grid_beside_a_pole_keeps_its_own_shape():
     outline = north_up("EPSG:3413", 100.0, 50_000.0, 0.0).footprint()
     west, south, east, north = outline.bbox()
-    # due right of the pole lies 45 degrees east in this projection; the grid goes down from there by half a turn's eighth
+    # right of the pole lies 45 degrees east here; the corner farthest down is at atan(51.2 / 50)
     assert east == pytest.approx(45.0)
-    assert 0.0 < west < 1.0
+    assert west == pytest.approx(45.0 - math.degrees(math.atan2(51.2, 50.0)))
     assert north == pytest.approx(89.55, abs=0.02)
-    assert south == pytest.approx(88.98, abs=0.02)
+    assert south == pytest.approx(88.95, abs=0.02)
 
 
 @pytest.mark.parametrize("west", [-180.0, 0.0, -180.05])

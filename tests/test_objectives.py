@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import math
-import os
+import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from alidade.errors import ModelError
+from alidade.models.tokens import Tokens, grid_places
 from alidade.training.objectives import (
     contrastive_losses,
     random_split,
     reconstruction_loss,
     standardised_patches,
 )
-from alidade.models.tokens import Tokens, grid_places
 
 SENSORS = ("sar", "low", "high")
 LOG_SCALE = torch.tensor(math.log(1 / 0.07))
@@ -52,7 +51,9 @@ def test_loss_is_symmetric_info_nce() -> None:
     a, b = (nn.functional.normalize(values[s], dim=-1) for s in ("sar", "low"))
     logits = LOG_SCALE.exp() * a @ b.T
     target = torch.arange(6)
-    expected = (nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)) / 2
+    expected = (
+        nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)
+    ) / 2
     assert torch.allclose(contrastive_losses(values, LOG_SCALE)["sar", "low"], expected, atol=1e-6)
 
 
@@ -62,8 +63,12 @@ def test_samples_without_a_sensor_are_neither_match_nor_negative() -> None:
     present["high"][[1, 4]] = False
     losses = contrastive_losses(values, LOG_SCALE, present)
     some = {k: v[[0, 2, 3, 5]] for k, v in values.items()}
-    assert torch.allclose(losses["low", "high"], contrastive_losses(some, LOG_SCALE)["low", "high"], atol=1e-5)
-    assert torch.allclose(losses["sar", "low"], contrastive_losses(values, LOG_SCALE)["sar", "low"], atol=1e-6)
+    assert torch.allclose(
+        losses["low", "high"], contrastive_losses(some, LOG_SCALE)["low", "high"], atol=1e-5
+    )
+    assert torch.allclose(
+        losses["sar", "low"], contrastive_losses(values, LOG_SCALE)["sar", "low"], atol=1e-6
+    )
     present["high"][:] = False
     assert contrastive_losses(values, LOG_SCALE, present)["sar", "high"] == 0
 
@@ -73,42 +78,13 @@ def test_one_sensor_is_not_a_contrast() -> None:
         contrastive_losses({"sar": torch.randn(2, 4)}, LOG_SCALE)
 
 
-class Towers(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.towers = nn.ModuleDict({s: nn.Linear(8, 16) for s in SENSORS})
-        self.log_scale = nn.Parameter(LOG_SCALE.clone())
-
-    def forward(self, inputs: dict[str, torch.Tensor], present: dict[str, torch.Tensor]) -> torch.Tensor:
-        pooled = {s: tower(inputs[s]) for s, tower in self.towers.items()}
-        return torch.stack(list(contrastive_losses(pooled, self.log_scale, present).values())).sum()
-
-
-def batch() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    generator = torch.Generator().manual_seed(7)
-    inputs = {s: torch.randn(8, 8, generator=generator) for s in SENSORS}
-    present = {s: torch.ones(8, dtype=torch.bool) for s in SENSORS}
-    present["high"][[0, 5, 6]] = False
-    return inputs, present
-
-
-def worker(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    model = DistributedDataParallel(Towers())
-    inputs, present = batch()
-    half = slice(rank * 4, rank * 4 + 4)
-    loss = model({k: v[half] for k, v in inputs.items()}, {k: v[half] for k, v in present.items()})
-    loss.backward()
-    if rank == 0:
-        torch.save([p.grad for p in model.module.parameters()], os.path.join(folder, "gradients.pt"))
-    dist.destroy_process_group()
-
-
 def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
-    mp.start_processes(worker, args=(str(tmp_path),), nprocs=2, start_method="fork")
-    model = Towers()
-    model(*batch()).backward()
+    worker = Path(__file__).with_name("two_process_worker.py")
+    processes = [subprocess.Popen([sys.executable, str(worker), str(rank), str(tmp_path)]) for rank in (0, 1)]
+    assert [p.wait(timeout=120) for p in processes] == [0, 0]
+    names = runpy.run_path(str(worker))
+    model = names["Towers"]()
+    model(*names["batch"]()).backward()
     two = torch.load(tmp_path / "gradients.pt", weights_only=True)
     for ours, parameter in zip(two, model.parameters(), strict=True):
         assert torch.allclose(ours, parameter.grad, atol=1e-6)
@@ -134,7 +110,9 @@ def test_targets_are_standardised_per_patch() -> None:
 def test_reconstruction_scores_masked_valid_patches_only() -> None:
     places = grid_places(2, 2, 8, (10.0, 10.0))
     places = places._replace(valid=torch.tensor([[True, True, True, False]]))
-    tokens = Tokens(features=torch.zeros(1, 4, 8), places=places, sensor="low", days=torch.zeros(1, dtype=torch.float64))
+    tokens = Tokens(
+        features=torch.zeros(1, 4, 8), places=places, sensor="low", days=torch.zeros(1, dtype=torch.float64)
+    )
     patches = torch.randn(1, 4, 64, generator=torch.Generator().manual_seed(0))
     masked = torch.tensor([[2, 3]])
     perfect = standardised_patches(patches)[:, [2, 3]].clone()

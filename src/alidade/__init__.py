@@ -1,8 +1,8 @@
 """alidade: satellite and aerial imagery of any sensor and ground resolution, as representations.
 
-    raster = alidade.read("scene.tif")
-    model = alidade.load()
-    vector = model.embed(raster)
+raster = alidade.read("scene.tif")
+model = alidade.load()
+vector = model.embed(raster)
 """
 
 from __future__ import annotations

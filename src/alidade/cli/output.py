@@ -46,7 +46,13 @@ def show_bench(rows: Sequence[Row]) -> None:
     show_table(
         ("row", "value", "unit", "target", ""),
         [
-            (r.name, f"{r.value:,.3g}" if abs(r.value) < 1000 else f"{r.value:,.0f}", r.unit, r.target, _mark(r.ok))
+            (
+                r.name,
+                f"{r.value:,.3g}" if abs(r.value) < 1000 else f"{r.value:,.0f}",
+                r.unit,
+                r.target,
+                _mark(r.ok),
+            )
             for r in rows
         ],
     )

@@ -48,7 +48,9 @@ def bench_attention(*, side: int = 32, batch: int = 2, rounds: int = 9) -> list[
     return rows + memory_rows(side, dtype) + change_rows(dtype)
 
 
-def geometry_of(kind: str, side: int, batch: int, dtype: torch.dtype, *, gsd_m: float, training: bool) -> Geometry:
+def geometry_of(
+    kind: str, side: int, batch: int, dtype: torch.dtype, *, gsd_m: float, training: bool
+) -> Geometry:
     """The geometry of a square image of ``side²`` patches of 8 px."""
     places = grid_places(side, side, 8, (gsd_m, gsd_m), batch)
     positions = PositionConfig(kind=kind).build(HEADS)
@@ -81,7 +83,13 @@ def memory_rows(side: int, dtype: torch.dtype) -> list[Row]:
     growth = sizes[1] / sizes[0]
     return [
         Row(name=f"bias table, {side * side} tokens, all layers", value=sizes[0] / 2**20, unit="MiB"),
-        Row(name="bias table, batch 32 against batch 1", value=growth, unit="x", target="= 1 x", ok=growth == 1),
+        Row(
+            name="bias table, batch 32 against batch 1",
+            value=growth,
+            unit="x",
+            target="= 1 x",
+            ok=growth == 1,
+        ),
     ]
 
 
@@ -103,7 +111,9 @@ def change_rows(dtype: torch.dtype) -> list[Row]:
         )
     start = time.perf_counter()
     looped_bias(15)
-    rows.append(Row(name="the same for 120 px by nested loops", value=1e3 * (time.perf_counter() - start), unit="ms"))
+    rows.append(
+        Row(name="the same for 120 px by nested loops", value=1e3 * (time.perf_counter() - start), unit="ms")
+    )
     return rows
 
 

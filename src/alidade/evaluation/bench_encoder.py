@@ -54,8 +54,14 @@ def bench_encoder(*, batch: int = 8, rounds: int = 5) -> list[Row]:
     label = str(dtype).removeprefix("torch.")
     return [
         Row(name="arithmetic of one image", value=flops / 1e9, unit="GFLOP"),
-        Row(name=f"matrix product, {label}", value=2 * SIDE**3 / timed["product"].median / 1e9, unit="GFLOP/s"),
-        Row(name="matrix product, bfloat16", value=2 * SIDE**3 / timed["bf16 product"].median / 1e9, unit="GFLOP/s"),
+        Row(
+            name=f"matrix product, {label}", value=2 * SIDE**3 / timed["product"].median / 1e9, unit="GFLOP/s"
+        ),
+        Row(
+            name="matrix product, bfloat16",
+            value=2 * SIDE**3 / timed["bf16 product"].median / 1e9,
+            unit="GFLOP/s",
+        ),
         Row(name=f"encoder, {label}, batch {batch}", value=batch / timed["model"].median, unit="img/s"),
         Row(
             name=f"encoder, share of the {label} product rate",

@@ -13,11 +13,11 @@ _SUFFIX = ".alidade-part"
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside ``path``; what is written there becomes ``path`` when the block ends without error.
+    """A temporary path; what is written there becomes ``path`` when the block ends without error.
 
-    The file's bytes reach the disk before its name does, and the name before this returns: who was told that the file
-    is written finds it whole after a crash. An error inside the block removes the temporary file and leaves ``path``
-    as it was. After ``kill -9`` a temporary file may stay behind; ``is_temporary`` tells it.
+    The file's bytes reach the disk before its name does, and the name before this returns: who was told that
+    the file is written finds it whole after a crash. An error inside the block removes the temporary file and
+    leaves ``path`` as it was. After ``kill -9`` a temporary file may stay behind; ``is_temporary`` tells it.
 
     Args:
         path: the file to make or to replace. Its folder must exist.

@@ -174,19 +174,20 @@ class Grid:
         """
         if self.crs is None:
             return None
-        pole = self._pole()
-        for segments in (8, 64, 512):
+        for segments in (2, 8, 64, 512):
             lon, lat = self._border(segments)
-            if pole:
-                break
             path = unwrap_lon(np.append(lon, lon[0]))
-            if np.abs(np.diff(path)).max() <= 20.0:
-                if np.ptp(path) <= 1.0 and np.ptp(lat) <= 1.0:
-                    return Footprint.around(lon[::segments], lat[::segments])
+            if np.abs(np.diff(path)).max() > 20.0:
+                continue
+            if abs(path[-1] - path[0]) > 180.0:
+                break
+            if np.ptp(path) <= 1.0 and np.ptp(lat) <= 1.0:
+                return Footprint.around(lon[::segments], lat[::segments])
+            if segments > 2:
                 return Footprint.around(lon, lat)
-        else:
-            # only a pole next to the border turns the longitude so fast
-            pole = 90 if lat.mean() > 0 else -90
+        # the border turns around a pole, or so fast that a pole lies on it
+        lon, lat = self._border(64)
+        pole = self._pole() or (90 if lat.mean() > 0 else -90)
         return Footprint.polar_cap(float(lat.min() if pole > 0 else lat.max()), pole)
 
     def _border(self, segments: int) -> tuple[FloatArray, FloatArray]:
@@ -205,14 +206,15 @@ class Grid:
         """
         lon, lat = self._raw_lonlat(rows, cols)
         # beyond their rim some projections go on around the Earth instead of saying so: the way back tells
-        returns = np.allclose(self._pixels(lon, lat), (rows, cols), rtol=0.0, atol=1e-2)
+        back_rows, back_cols = self._pixels(lon, lat)
+        returns = max(np.abs(back_rows - rows).max(), np.abs(back_cols - cols).max()) <= 1e-2
         # global grids registered at pixel centres reach over a pole by half a pixel
         if not returns or np.abs(lat).max() > 91.0:
             raise GridError(
                 "transform",
                 got=f"pixels off the Earth in the CRS {self.crs.name if self.crs else None!r}",
                 expected="pixels with a longitude and a latitude",
-                next_step="Check CRS and transform (gdalinfo shows them), or cut the file to its Earth.",
+                next_step="Check CRS and transform (gdalinfo shows them), or cut off what has no place.",
             )
         return normalise_lon(lon), lat
 
@@ -220,7 +222,7 @@ class Grid:
         """+90 or -90 when that pole is one point inside the grid or on its edge, else 0."""
         for pole in (90, -90):
             rows, cols = self.from_lonlat(np.array([0.0, 120.0, -120.0]), np.full(3, float(pole)))
-            # cylindrical projections stretch the pole to a line, over which an outline stays a plain ring
+            # a projection that stretches the pole to a line has no such point
             one_point = np.ptp(rows) < 1e-3 and np.ptp(cols) < 1e-3
             row, col = rows[0], cols[0]
             if one_point and -1e-3 <= row <= self.height + 1e-3 and -1e-3 <= col <= self.width + 1e-3:

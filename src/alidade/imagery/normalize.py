@@ -111,10 +111,9 @@ class Normalization:
         """
         chosen = raster.select(self.bands)
         self._check_units(chosen)
-        values = np.array(chosen.physical(), dtype=np.float32)
+        values = chosen.physical()
         power = [e.unit is Unit.POWER for e in chosen.encodings]
-        good: NDArray[np.bool_] = chosen.valid & np.isfinite(values).all(axis=0)
-        good &= (values[power] > 0).all(axis=0)
+        good = chosen.valid & np.isfinite(values).all(axis=0) & (values[power] > 0).all(axis=0)
         values[:, ~good] = 0.0
         for band in np.flatnonzero(power):
             np.log10(values[band], out=values[band], where=good)

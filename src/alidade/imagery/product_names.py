@@ -10,7 +10,9 @@ from pathlib import PurePath
 _SENTINEL_2 = re.compile(r"S2[A-D]_MSI(L1C|L2A)_(\d{8}T\d{5,6})(?:_N(\d{4}))?(?!\d)", re.IGNORECASE)
 _SENTINEL_1 = re.compile(r"S1[A-D]_IW_GRDH_1S(?:SH|SV|DH|DV)_(\d{8}T\d{6})", re.IGNORECASE)
 _LANDSAT = re.compile(r"(LC09|LC08|LE07|LT05)_L2SP_\d{6}_(\d{8})_", re.IGNORECASE)
-_NAIP = re.compile(r"(?:\bm_\d{7}_(?:ne|nw|se|sw)_\d{1,2}_(?:[a-z\d]{1,3}_)?|\bnaip_)(\d{8})(?!\d)", re.IGNORECASE)
+_NAIP = re.compile(
+    r"(?:\bm_\d{7}_(?:ne|nw|se|sw)_\d{1,2}_(?:[a-z\d]{1,3}_)?|\bnaip_)(\d{8})(?!\d)", re.IGNORECASE
+)
 
 _SENTINEL_2_BAND = re.compile(r"_(B\d\d|B8A|SCL)(?:_\d\dm)?$", re.IGNORECASE)
 _SENTINEL_1_BAND = re.compile(r"[_-](VV|VH|HH|HV)$", re.IGNORECASE)

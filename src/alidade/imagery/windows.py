@@ -158,10 +158,11 @@ def read_tiles(
     *,
     only: Container[int] | None = None,
     bands: Sequence[str] | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[tuple[int, Window, Raster]]:
     """Read a scene's tiles in the order that costs least, which is not the order of their indices.
 
-    Memory: about twice ``MAX_PIXELS`` per band at the peak, whatever the scene's size. May run in a thread of
+    Memory: about twice ``max_pixels`` per band at the peak, whatever the scene's size. May run in a thread of
     its own, as long as nothing else uses the file meanwhile.
 
     Args:
@@ -169,6 +170,7 @@ def read_tiles(
         tile: the tiles' side in pixels.
         only: indices that are still wanted; panels without any are not read.
         bands: names of the bands to read, all by default.
+        max_pixels: the most pixels per band to hold at once, as in ``panels``.
 
     Yields:
         The tile's index in ``tile_windows``; its window, cut at the scene's edge; and a ``Raster`` of exactly
@@ -182,7 +184,7 @@ def read_tiles(
     height, width = file.grid.height, file.grid.width
     tiles_per_row = math.ceil(width / tile) if tile > 0 else 0
     held: tuple[Window, Raster] | None = None
-    for panel in panels(height, width, tile, file.block_shape):
+    for panel in panels(height, width, tile, file.block_shape, max_pixels):
         indexed = [((w.row // tile) * tiles_per_row + w.col // tile, w) for w in panel.tiles]
         wanted = [(index, w) for index, w in indexed if only is None or index in only]
         if not wanted:

@@ -70,15 +70,22 @@ def make_geometry(
     name = backend or choose_backend(query.centres.device, dtype, key.valid.shape[1], training)
     if name not in BACKENDS:
         raise ModelError(
-            "attention backend", got=repr(name), expected=f"one of {', '.join(BACKENDS)}", next_step="Choose one."
+            "attention backend",
+            got=repr(name),
+            expected=f"one of {', '.join(BACKENDS)}",
+            next_step="Choose one.",
         )
     turns = [_turn(positions.angles(p, head_dim), dtype) for p in (query, key)]
     if name == "flex":
         return Geometry(name, None, _score_mod(positions, query, key), turns[0], turns[1])
     bias = positions.bias(query, key)
     if not bool(key.valid.all()):
-        blocked = torch.zeros(key.valid.shape, device=key.valid.device).masked_fill(~key.valid, MASKED)[:, None, None]
-        bias = blocked.expand(-1, positions.heads, query.valid.shape[1], -1) if bias is None else bias + blocked
+        blocked = torch.zeros(key.valid.shape, device=key.valid.device).masked_fill(~key.valid, MASKED)[
+            :, None, None
+        ]
+        bias = (
+            blocked.expand(-1, positions.heads, query.valid.shape[1], -1) if bias is None else bias + blocked
+        )
     return Geometry(name, None if bias is None else bias.to(dtype), None, turns[0], turns[1])
 
 
@@ -100,7 +107,11 @@ def _score_mod(
     positions: Positions, query: Places, key: Places
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
     fn = positions.elementwise(query.centres.device)
-    q, k, valid = (*query.centres.unbind(-1), query.footprint), (*key.centres.unbind(-1), key.footprint), key.valid
+    q, k, valid = (
+        (*query.centres.unbind(-1), query.footprint),
+        (*key.centres.unbind(-1), key.footprint),
+        key.valid,
+    )
     blocked = torch.zeros(valid.shape, device=valid.device).masked_fill(~valid, MASKED)
 
     def score_mod(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:

@@ -81,7 +81,10 @@ def _read(path: Path) -> dict[str, dict[str, Tensor]]:
     expected = f"a released CROMA checkpoint with the keys {', '.join(PARTS)}"
     if not path.is_file():
         raise WeightsError(
-            f"{path}: weights", got="no such file", expected=expected, next_step="Pass weights=PATH of the .pt file."
+            f"{path}: weights",
+            got="no such file",
+            expected=expected,
+            next_step="Pass weights=PATH of the .pt file.",
         )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -94,7 +97,9 @@ def _read(path: Path) -> dict[str, dict[str, Tensor]]:
         ) from None
     found = sorted(checkpoint) if isinstance(checkpoint, dict) else type(checkpoint).__name__
     if found != sorted(PARTS):
-        raise WeightsError(f"{path}: weights", got=found, expected=expected, next_step="Pass the original file.")
+        raise WeightsError(
+            f"{path}: weights", got=found, expected=expected, next_step="Pass the original file."
+        )
     return checkpoint  # type: ignore[no-any-return]
 
 
@@ -134,11 +139,15 @@ def _block_key(key: str, kinds: tuple[str, ...]) -> str:
         return key.replace("norm_out.", "norm.")
     _, layer, index, rest = key.split(".", 3)
     kind = kinds[int(index)] if index.isdigit() and int(index) < len(kinds) else f"unknown-{index}"
-    names = {"input_norm": "0", "net.0": "1", "net.3": "3"} if kind == "feed_forward" else {
-        "input_norm": "norm",
-        "to_qkv": "qkv",
-        "to_out": "out",
-    }
+    names = (
+        {"input_norm": "0", "net.0": "1", "net.3": "3"}
+        if kind == "feed_forward"
+        else {
+            "input_norm": "norm",
+            "to_qkv": "qkv",
+            "to_out": "out",
+        }
+    )
     stem, _, leaf = rest.rpartition(".")
     return f"blocks.{layer}.{kind}.{names.get(stem, stem)}.{leaf}"
 

@@ -108,7 +108,9 @@ class Positions:
         head = torch.arange(self.heads, device=query.centres.device).view(-1, 1, 1)
         qx, qy = query.centres[:, None, :, None, 0], query.centres[:, None, :, None, 1]
         kx, ky = key.centres[:, None, None, :, 0], key.centres[:, None, None, :, 1]
-        return fn(head, (qx, qy, query.footprint[:, None, :, None]), (kx, ky, key.footprint[:, None, None, :]))
+        return fn(
+            head, (qx, qy, query.footprint[:, None, :, None]), (kx, ky, key.footprint[:, None, None, :])
+        )
 
 
 def ground_distance(q: tuple[Tensor, Tensor, Tensor], k: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -167,7 +169,9 @@ class HalfPatches(Positions):
         lengths = head_lengths(self.config, many).repeat_interleave(2)[: self.heads].to(device)
 
         def bias(h: Tensor, q: tuple[Tensor, Tensor, Tensor], k: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-            return -torch.where(h % 2 == 0, slopes[h] * patch_distance(q, k), ground_distance(q, k) / lengths[h])
+            return -torch.where(
+                h % 2 == 0, slopes[h] * patch_distance(q, k), ground_distance(q, k) / lengths[h]
+            )
 
         return bias
 
@@ -187,7 +191,10 @@ def sincos(coordinates: Tensor, dim: int, shortest: float, longest: float) -> Te
     quarter = dim // 4
     if quarter * 4 != dim:
         raise ModelError(
-            "sin-cos positions", got=f"width {dim}", expected="a multiple of 4", next_step="Choose another width."
+            "sin-cos positions",
+            got=f"width {dim}",
+            expected="a multiple of 4",
+            next_step="Choose another width.",
         )
     scale = torch.logspace(math.log10(shortest), math.log10(longest), quarter, device=coordinates.device)
     angle = coordinates.unsqueeze(-1) / scale

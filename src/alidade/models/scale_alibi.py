@@ -89,7 +89,9 @@ class ScaleAlibi(nn.Module):
         self.attention_backend: str | None = None
         self._latest: tuple[Places, Places, tuple[str | None, torch.dtype], Geometry] | None = None
         width, heads, shared = config.width, config.heads, config.shared_depth
-        self.patches = nn.ModuleDict({t.name: PatchEmbed(len(t.bands), t.patch, width) for t in config.towers})
+        self.patches = nn.ModuleDict(
+            {t.name: PatchEmbed(len(t.bands), t.patch, width) for t in config.towers}
+        )
         self.trunks = nn.ModuleDict(
             {"shared": Trunk(width, heads, shared)}
             if shared is not None
@@ -120,7 +122,10 @@ class ScaleAlibi(nn.Module):
                 return tower
         known = ", ".join(t.name for t in self.config.towers)
         raise ModelError(
-            f"{self.config.name}: tower", got=repr(name), expected=f"one of {known}", next_step="Use one of these."
+            f"{self.config.name}: tower",
+            got=repr(name),
+            expected=f"one of {known}",
+            next_step="Use one of these.",
         )
 
     def embed_patches(

@@ -53,7 +53,12 @@ class Tokens:
 
     def __post_init__(self) -> None:
         b, n = self.features.shape[:2]
-        shapes = (self.places.centres.shape, self.places.footprint.shape, self.places.valid.shape, self.days.shape)
+        shapes = (
+            self.places.centres.shape,
+            self.places.footprint.shape,
+            self.places.valid.shape,
+            self.days.shape,
+        )
         if shapes != ((b, n, 2), (b, n), (b, n), (b,)):
             raise ModelError(
                 f"tokens of {self.sensor}: shapes",
@@ -112,7 +117,9 @@ def concatenate(parts: list[Tokens]) -> Tokens:
     first = parts[0]
     return Tokens(
         features=torch.cat([t.features for t in parts], dim=1),
-        places=Places(*(torch.cat(list(column), dim=1) for column in zip(*(t.places for t in parts), strict=True))),
+        places=Places(
+            *(torch.cat(list(column), dim=1) for column in zip(*(t.places for t in parts), strict=True))
+        ),
         sensor="+".join(t.sensor for t in parts),
         days=first.days,
     )

@@ -1,4 +1,4 @@
-"""Rasters in, archive out: read ahead, embed in batches, write shards; a second run does only what is missing."""
+"""Rasters in, archive out: read ahead, embed in batches, write shards; a second run does what is missing."""
 
 from __future__ import annotations
 
@@ -104,9 +104,9 @@ def embed(
 ) -> EmbedSummary:
     """Embed every tile of the rasters into the archive ``out``; what it covers already is left alone.
 
-    A source that fails is listed in the summary and leaves no rows; the others go on. A file that has changed since it
-    was embedded replaces its old rows. Stopped at any moment, the same call goes on from the last acknowledged
-    shard.
+    A source that fails is listed in the summary and leaves no rows; the others go on. A file that has changed
+    since it was embedded replaces its old rows. Stopped at any moment, the same call goes on from the last
+    acknowledged shard.
 
     Args:
         paths: GeoTIFF files, and folders that are searched for ``*.tif`` and ``*.tiff``.

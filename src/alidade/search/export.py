@@ -115,8 +115,8 @@ def _about(hits: Hits) -> dict[str, Any]:
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
     """Values that JSON has: times as ISO 8601, the box as a list; the geometry is left to GeoJSON."""
     plain = {k: v.isoformat() if isinstance(v, datetime) else v for k, v in row.items() if k != "geometry"}
-    if plain.get("bbox") is not None:
-        plain["bbox"] = [plain["bbox"][side] for side in ("xmin", "ymin", "xmax", "ymax")]
+    if row.get("bbox") is not None:
+        plain["bbox"] = [row["bbox"][side] for side in ("xmin", "ymin", "xmax", "ymax")]
     return plain
 
 

@@ -77,7 +77,7 @@ class Filter:
                 )
             masks.append(sensor_codes == sensor_names.index(self.sensor))
         if self.bbox is not None:
-            masks.append(bbox_mask(*boxes, self.bbox))
+            masks.append(bbox_mask(boxes[0], boxes[1], boxes[2], boxes[3], self.bbox))
         if self.time is not None:
             start, end = self.time
             masks.append(has_time)

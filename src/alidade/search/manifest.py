@@ -80,8 +80,13 @@ class Manifest:
             return
         coverage = coverage_from_json(event["coverage"])
         if kind == "shard":
-            sizes = {name: int(event[name]) for name in ("rows", "bytes")}
-            shard = Shard(file=str(event["file"]), sha256=str(event["sha256"]), coverage=coverage, **sizes)
+            shard = Shard(
+                file=str(event["file"]),
+                rows=int(event["rows"]),
+                bytes=int(event["bytes"]),
+                sha256=str(event["sha256"]),
+                coverage=coverage,
+            )
             if sum(count(c.tiles) for c in coverage) != shard.rows or "/" in shard.file:
                 raise ValueError(f"{shard.file}: {shard.rows} rows do not fit the coverage")
             shard.live.update(c.source_id for c in coverage)

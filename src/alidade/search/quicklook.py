@@ -35,7 +35,7 @@ class Stretch:
         """``[3, H, W]`` values to ``[H, W, 3]`` colours; NaN becomes ``NO_DATA_COLOUR``."""
         low, high = (np.array(side, dtype=np.float32)[:, None, None] for side in (self.low, self.high))
         invalid = np.isnan(channels).any(axis=0)
-        share = np.clip((np.nan_to_num(channels) - low) / (high - low), 0.0, 1.0) ** np.float32(self.gamma)
+        share = np.clip((np.nan_to_num(channels) - low) / (high - low), 0.0, 1.0) ** self.gamma
         out = np.moveaxis(np.round(share * 255.0), 0, -1).astype(np.uint8)
         out[invalid] = NO_DATA_COLOUR
         return out
@@ -64,7 +64,7 @@ def channels(raster: Raster) -> Channels:
     """
     values = raster.physical()
     if raster.encodings[0].unit is Unit.POWER:
-        values = 10.0 * np.log10(np.maximum(values, np.float32(_FLOOR_POWER)))
+        values = np.float32(10.0) * np.log10(np.maximum(values, np.float32(_FLOOR_POWER)))
     if len(values) == 2:
         values = np.stack([values[0], values[1], values[0] - values[1]])
     return np.asarray(np.broadcast_to(values, (3, *values.shape[1:])), dtype=np.float32)
@@ -73,25 +73,33 @@ def channels(raster: Raster) -> Channels:
 def stretch_of(file: RasterFile) -> Stretch:
     """A stretch for the whole scene, from at most nine samples of 256 x 256 pixels spread over it.
 
-    8-bit display values are shown as they are. Elsewhere 2 % of the sampled pixels are darker than black in each
-    channel; colour channels share one span, so that hues stay true, and it never falls below a unit's least span,
-    so that the noise of an even surface does not fill the picture.
+    8-bit display values are shown as they are. Elsewhere 2 % of the sampled pixels are darker than black in
+    each channel; colour channels share one span, so that hues stay true, and it never falls below a unit's
+    least span, so that the noise of an even surface does not fill the picture.
     """
     names = shown_bands(file.sensor, file.bands)
     unit = next(e.unit for b, e in zip(file.bands, file.encodings, strict=True) if b.name == names[0])
-    if unit is Unit.DISPLAY:
-        return Stretch(low=(0.0, 0.0, 0.0), high=(255.0, 255.0, 255.0), gamma=1.0)
-    parts = [channels(file.read(w, names)).reshape(3, -1) for w in _samples(file.grid.height, file.grid.width)]
-    values = np.concatenate(parts, axis=1)
+    windows = _samples(file.grid.height, file.grid.width)
+    parts = [channels(file.read(w, names)).reshape(3, -1) for w in windows]
+    return _stretch(np.concatenate(parts, axis=1), unit, file.sensor)
+
+
+def of_raster(raster: Raster) -> Colours:
+    """A raster in memory as colours ``[H, W, 3]``, stretched by itself."""
+    shown = raster.select(shown_bands(raster.sensor, raster.bands))
+    values = channels(shown)
+    return _stretch(values.reshape(3, -1), shown.encodings[0].unit, raster.sensor).colours(values)
+
+
+def _stretch(values: npt.NDArray[np.float32], unit: Unit, sensor: Sensor) -> Stretch:
     values = values[:, ~np.isnan(values).any(axis=0)]
-    if not values.size:
-        return Stretch(low=(0.0, 0.0, 0.0), high=(1.0, 1.0, 1.0), gamma=1.0)
+    if unit is Unit.DISPLAY or not values.size:
+        return Stretch(low=(0.0, 0.0, 0.0), high=(255.0, 255.0, 255.0), gamma=1.0)
     low, high = np.percentile(values, (2, 98), axis=1)
     span = np.maximum(high - low, _MIN_SPAN.get(unit, 1e-6))
-    if file.sensor.kind != "sar":
-        span = np.full(3, span.max())
-    gamma = 1.0 if file.sensor.kind == "sar" else 0.8
-    return Stretch(low=_triple(low), high=_triple(low + span), gamma=gamma)
+    if sensor.kind == "sar":
+        return Stretch(low=_triple(low), high=_triple(low + span), gamma=1.0)
+    return Stretch(low=_triple(low), high=_triple(low + span.max()), gamma=0.8)
 
 
 def chip(file: RasterFile, stretch: Stretch, window: Window | None = None) -> Colours:
@@ -125,7 +133,7 @@ def _reduce(colours: Colours, step: int) -> Colours:
     """Means of ``step`` x ``step`` pixels; the last row and column may have fewer."""
     if step == 1:
         return colours
-    sums = colours.astype(np.float32)
+    sums: npt.NDArray[np.floating] = colours.astype(np.float32)
     for axis in (0, 1):
         starts = np.arange(0, colours.shape[axis], step)
         counts = np.diff(np.append(starts, colours.shape[axis])).astype(np.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import Empty, Full, Queue
@@ -50,7 +50,9 @@ class Finished:
     error: AlidadeError | None = None
 
 
-def read_ahead(jobs: Sequence[Job], declared: Declared, tile: int, ahead: int) -> Iterator[Tile | Finished]:
+def read_ahead(
+    jobs: Sequence[Job], declared: Declared, tile: int, ahead: int
+) -> Generator[Tile | Finished, None, None]:
     """The wanted tiles of all jobs, in order, with at most ``ahead`` tiles waiting.
 
     A job that fails ends with ``Finished(error=...)``; the next one follows. Closing the iterator ends the

@@ -8,18 +8,21 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from alidade.errors import ArchiveError
-from alidade.imagery.footprint import Box, Footprint
+from alidade.imagery.footprint import Box, Footprint, bbox_mask
 from alidade.search.archive import Archive
 from alidade.search.filters import Filter, TimeRange, check_k, check_point
 from alidade.search.schema import embeddings_of, shard_schema, unit_rows, wkb_rings
 
 # 1,024 rows of 256 numbers are 1 MiB as float32 and stay in the second-level cache between conversion and
-# product: measured 45 ms for a million rows on two cores, 90 ms in pieces of 65,536, 340 ms with numpy's conversion
+# product: measured 45 ms for a million rows on two cores, 90 ms in pieces of 65,536, 340 ms with numpy's
+# conversion
 _CHUNK_BYTES = 1_048_576
-# a float32 product of unit vectors is off by less than this; candidates within it are compared again in float64
+# a float32 product of unit vectors is off by less than this; candidates within it are compared again in
+# float64
 _SLACK = 1e-5
 _RESCORE_ROWS = 65_536
 
@@ -33,6 +36,7 @@ class Hits:
             (float32, cosine, -1 to 1).
         model: identity of the embedding space.
         query: what was asked, as plain values; exports carry it.
+        vector: the query as a unit vector ``[D]`` float32.
         matches: rows that met the conditions, of which ``table`` holds the best.
         scanned: rows in the archive.
         seconds: time for conditions, scores and ranking.
@@ -41,6 +45,7 @@ class Hits:
     table: pa.Table
     model: str
     query: dict[str, object]
+    vector: npt.NDArray[np.float32]
     matches: int
     scanned: int
     seconds: float
@@ -135,6 +140,7 @@ class Scanner:
             table=self.table.take(order).append_column("score", pa.array(scores, pa.float32())),
             model=self.archive.header.model,
             query={"like": describe, "k": k, **conditions.describe()},
+            vector=vector,
             matches=len(self) if rows is None else len(rows),
             scanned=len(self),
             seconds=clock.perf_counter() - began,
@@ -151,6 +157,10 @@ class Scanner:
         vector = unit_rows(np.asarray(query)[None], dim=self.archive.header.dim, what="query")[0]
         return self._scores(vector, rows)
 
+    def rows_of(self, source_id: str) -> npt.NDArray[np.intp]:
+        """Indices ``[M]`` of the rows of one source."""
+        return np.flatnonzero(pc.equal(self.table["source_id"], source_id).to_numpy())
+
     def at(self, lon: float, lat: float) -> Place:
         """The tile whose footprint contains a point (degrees); of several, the one with the nearest centre.
 
@@ -159,19 +169,13 @@ class Scanner:
             ArchiveError: no tile there; the message tells the archive's extent.
         """
         lon, lat = check_point(lon, lat)
-        near = Filter(bbox=(lon, lat, lon, lat))
-        mask = near.mask(self._boxes, self._times_ms, self._has_time, self._sensor_codes, self._sensor_names)
+        mask = bbox_mask(self._boxes[0], self._boxes[1], self._boxes[2], self._boxes[3], (lon, lat, lon, lat))
         found = []
-        for index in np.flatnonzero(mask):
-            footprint = Footprint(wkb_rings(self.table["geometry"][int(index)].as_py()))
+        for index in np.flatnonzero(mask).tolist():
+            footprint = Footprint(wkb_rings(self.table["geometry"][index].as_py()))
             if footprint.contains(lon, lat):
-                found.append(
-                    (
-                        _distance(footprint.centre(), lon, lat),
-                        self.table["id"][int(index)].as_py(),
-                        int(index),
-                    )
-                )
+                distance = _distance(footprint.centre(), lon, lat)
+                found.append((distance, self.table["id"][index].as_py(), index))
         if not found:
             raise ArchiveError(
                 f"{self.archive.path}: tile at {lon:g},{lat:g}",

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from alidade.errors import ArchiveError
-from alidade.imagery.atomic import atomic_write
+from alidade.imagery.atomic import atomic_write, is_temporary
 from alidade.search.archive import Archive, Header, check_same, read_header
 from alidade.search.manifest import (
     Coverage,
@@ -53,8 +53,9 @@ class ArchiveWriter:
         tile: side of its tiles in pixels.
 
     Raises:
-        ArchiveError: on entering: ``path`` is a file or a directory of something else; the archive was made by
-            another model or with another tile side; another process is writing; an acknowledged shard is missing.
+        ArchiveError: on entering: ``path`` is a file or a directory of something else; the archive was made
+            by another model or with another tile side; another process is writing; an acknowledged shard is
+            missing.
     """
 
     def __init__(self, path: str | Path, *, model: str, dim: int, tile: int) -> None:
@@ -124,7 +125,7 @@ class ArchiveWriter:
         return repairs
 
     def _verify(self, path: Path, data: bytes) -> tuple[int, tuple[Coverage, ...]]:
-        """Rows and coverage of a shard that only its own content vouches for; raises when that is not right."""
+        """Rows and coverage of a shard that only its content vouches for; raises when that is not right."""
         table, note = parse_table(data, str(path))
         coverage = coverage_from_json(note["coverage"])
         if table.schema.names != shard_schema(self._header.dim).names:
@@ -248,7 +249,7 @@ def _remove_leftovers(path: Path) -> list[str]:
 def _write_bytes(path: Path, data: bytes) -> None:
     try:
         with atomic_write(path) as temporary:
-            Path(temporary).write_bytes(data)
+            temporary.write_bytes(data)
     except OSError as error:
         raise _refused(path, error) from error
 

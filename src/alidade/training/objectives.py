@@ -46,7 +46,10 @@ def contrastive_losses(
     """
     if len(features) < 2:
         raise ModelError(
-            "contrastive loss", got=f"sensors {list(features)}", expected="two or more", next_step="Add a sensor."
+            "contrastive loss",
+            got=f"sensors {list(features)}",
+            expected="two or more",
+            next_step="Add a sensor.",
         )
     unit = {name: gather_samples(F.normalize(value, dim=-1)) for name, value in features.items()}
     here = {
@@ -56,7 +59,9 @@ def contrastive_losses(
         for name, value in features.items()
     }
     scale = log_scale.exp().clamp(max=100)
-    return {(a, b): _pair_loss(scale * unit[a] @ unit[b].T, here[a] & here[b]) for a, b in combinations(unit, 2)}
+    return {
+        (a, b): _pair_loss(scale * unit[a] @ unit[b].T, here[a] & here[b]) for a, b in combinations(unit, 2)
+    }
 
 
 def _pair_loss(logits: Tensor, both: Tensor) -> Tensor:
