@@ -1,4 +1,4 @@
-"""The archive directory: what is acknowledged stays, what is not does not exist, and strangers are refused."""
+"""The archive directory: what is acknowledged stays, the rest does not exist, and strangers are refused."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import shapely
-from hypothesis import given
-from hypothesis import strategies as st
 
 from alidade.errors import ArchiveError
 from alidade.imagery.footprint import Footprint
 from alidade.search.archive import Archive
-from alidade.search.manifest import Coverage, count, missing, ranges_of, union
+from alidade.search.manifest import Coverage, ranges_of
 from alidade.search.schema import TileRow, parse_table, rows_to_table, table_bytes, wkb_rings
 from alidade.search.writer import ArchiveWriter
 
@@ -265,7 +263,7 @@ def test_a_lost_or_damaged_acknowledged_shard_is_named(tmp_path: Path, harm: str
     else:
         data[len(data) // 2] ^= 1
         shard.write_bytes(data)
-    with pytest.raises(ArchiveError, match="part-000002.parquet"):
+    with pytest.raises(ArchiveError, match=r"part-000002\.parquet"):
         ids(tmp_path / "a")
 
 
@@ -275,7 +273,7 @@ def test_a_damaged_manifest_is_told_with_its_line(tmp_path: Path, line: bytes) -
         append(w, "one", range(2))
     log = tmp_path / "a" / "manifest.jsonl"
     log.write_bytes(log.read_bytes() + line)
-    with pytest.raises(ArchiveError, match="manifest.jsonl: line 2"):
+    with pytest.raises(ArchiveError, match=r"manifest\.jsonl: line 2"):
         Archive.open(tmp_path / "a")
 
 
@@ -403,15 +401,3 @@ def test_a_note_survives_in_the_footer() -> None:
     back, note = parse_table(table_bytes(table, {"hello": [1, 2]}), "x")
     assert note == {"hello": [1, 2]}
     assert back["embedding"].to_pylist() == table["embedding"].to_pylist()
-
-
-indices = st.sets(st.integers(0, 60))
-
-
-@given(indices, indices)
-def test_ranges_are_sets(a: set[int], b: set[int]) -> None:
-    assert count(ranges_of(a)) == len(a)
-    both = union(ranges_of(a), ranges_of(b))
-    assert missing(both, 61) == sorted(set(range(61)) - (a | b))
-    assert list(both) == sorted(both)
-    assert all(before[1] < after[0] for before, after in zip(both, both[1:], strict=False))

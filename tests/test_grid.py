@@ -382,10 +382,10 @@ def test_a_grid_that_holds_or_touches_a_pole_is_covered_by_a_cap(crs, pole, corn
     assert all(outline.contains(x, y * (1 + 1e-12)) for x, y in zip(lon, lat, strict=True) if abs(y) < 89.99)
 
 
-def test_a_grid_over_a_whole_hemisphere_is_the_cap_of_its_own_pole():
-    outline = north_up("EPSG:3413", 9000.0, -9_216_000.0, 9_216_000.0, size=2048).footprint()
+def test_a_grid_over_more_than_a_hemisphere_is_the_cap_of_its_own_pole():
+    outline = north_up("EPSG:3413", 14_000.0, -14_336_000.0, 14_336_000.0, size=2048).footprint()
     assert outline.bbox()[3] == 90.0
-    assert -20.0 < outline.bbox()[1] < 10.0
+    assert -30.0 < outline.bbox()[1] < -20.0
 
 
 def test_a_grid_beside_a_pole_keeps_its_own_shape():

@@ -268,5 +268,5 @@ def test_how_a_user_writes_conditions() -> None:
     ],
 )
 def test_what_a_user_must_not_write(parse: object, text: str) -> None:
-    with pytest.raises(AlidadeError, match="got .*expected"):
+    with pytest.raises(AlidadeError, match=r"got .*expected"):
         parse(text)  # type: ignore[operator]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -14,7 +15,8 @@ from alidade.evaluation.timing import Row
 from alidade.models.model import Model
 from alidade.search.plan import Failure
 
-out = Console(highlight=False, soft_wrap=True)
+# a pipe or a file has no edge to fold tables at
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -28,11 +30,10 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, titl
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for index, name in enumerate(columns):
         numeric = all(isinstance(row[index], int | float) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
-    width = max(out.width, 160) if not out.is_terminal else out.width
-    out.print(table, width=width)
+    out.print(table)
 
 
 def show_model(model: Model) -> None:

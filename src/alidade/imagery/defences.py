@@ -36,21 +36,22 @@ def check_file(path: str | os.PathLike[str], *, allow_jp2: bool) -> tuple[Path, 
             format.
     """
     told = os.fspath(path)
-    if "://" in told or told.startswith("/vsi"):
+    if "://" in told or told.startswith("/vsi") or "\0" in told:
         raise _refuse(told, "an address or a virtual path", "a file on this machine", "Download it first.")
     file = Path(os.path.abspath(told))
     try:
-        if file.is_dir():
-            raise _refuse(told, "a folder", "a raster file", "Name the files in it.")
-        if not file.exists():
-            raise _refuse(told, "no such file", "a raster file", "Check the path.")
-        if not file.is_file():
-            raise _refuse(told, "a device or pipe", "an ordinary file", "Copy its content into a file first.")
-        with file.open("rb") as handle:
-            start = handle.read(12)
-    except (OSError, ValueError) as error:
-        got = getattr(error, "strerror", None) or str(error)
+        kind = "folder" if file.is_dir() else "file" if file.is_file() else "device" if file.exists() else None
+        start = b""
+        if kind == "file":
+            with file.open("rb") as handle:
+                start = handle.read(12)
+    except OSError as error:
+        got = error.strerror or str(error)
         raise _refuse(told, got, "a file that can be read", "Check the path and its permissions.") from None
+    if kind is None:
+        raise _refuse(told, "no such file", "a raster file", "Check the path.")
+    if kind != "file":
+        raise _refuse(told, f"a {kind}", "a raster file", "Name the files themselves.")
     if not start:
         raise _refuse(told, "an empty file", "a GeoTIFF", "Fetch or write the file again.")
     if start.startswith(_TIFF):
@@ -98,10 +99,10 @@ def check_size(dataset: DatasetReader, path: str, file_bytes: int) -> None:
     if not 1 <= dataset.count <= MAX_BANDS:
         cut = "Take the bands you need: gdal_translate -b 1 -b 2 ... IN OUT.tif."
         raise _refuse(path, f"{dataset.count} bands", f"1 to {MAX_BANDS}", cut)
-    pixel_bytes = sum(_item_bytes(dtype, path) for dtype in dataset.dtypes)
+    pixel_bytes = sum(item_bytes(dtype, path) for dtype in dataset.dtypes)
     rows, cols = dataset.block_shapes[0]
     together = dataset.interleaving is not None and dataset.interleaving.value.casefold() == "pixel"
-    block = rows * cols * (pixel_bytes if together else max(_item_bytes(d, path) for d in dataset.dtypes))
+    block = rows * cols * (pixel_bytes if together else max(item_bytes(d, path) for d in dataset.dtypes))
     if block > MAX_BLOCK_BYTES:
         raise _refuse(
             path,
@@ -123,7 +124,12 @@ def check_size(dataset: DatasetReader, path: str, file_bytes: int) -> None:
         )
 
 
-def _item_bytes(dtype: str, path: str) -> int:
+def item_bytes(dtype: str, path: str) -> int:
+    """Bytes of one stored number of type ``dtype``.
+
+    Raises:
+        RasterError: a type that is not supported (complex numbers, half precision).
+    """
     sizes = {"uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "uint32": 4, "int32": 4}
     sizes |= {"uint64": 8, "int64": 8, "float32": 4, "float64": 8}
     if dtype not in sizes:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -18,16 +14,15 @@ import numpy as np
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
-from rasterio._err import CPLE_BaseError
 from rasterio.enums import MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader, MemoryFile
 
-from alidade.errors import AlidadeError, GridError, RasterError, SensorError
+from alidade.errors import GridError, RasterError, SensorError
 from alidade.imagery.atomic import atomic_write
 from alidade.imagery.bands import Band, Encoding, Sensor, Unit
 from alidade.imagery.dataset import grid_of, has_data, header_of, sample_windows
-from alidade.imagery.defences import check_file, check_size, check_tags
+from alidade.imagery.defences import check_file, check_size, check_tags, item_bytes
+from alidade.imagery.gdal import place, quietly, reading
 from alidade.imagery.grid import Grid
 from alidade.imagery.header import Declared, Header
 from alidade.imagery.identify import identify
@@ -40,16 +35,6 @@ __all__ = ["Declared", "RasterFile", "open_raster", "read", "write_geotiff"]
 MAX_READ_BYTES = 8 * 2**30
 """The most that one ``read`` returns; larger scenes are read in windows."""
 
-_GDAL = {
-    # no side files (.aux.xml, .ovr, .msk): they can point to other files and addresses
-    "GDAL_PAM_ENABLED": "NO",
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-    # a second lock on the door to the network
-    "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none",
-    # a mask that is written goes into the file, not beside it
-    "GDAL_TIFF_INTERNAL_MASK": "YES",
-}
-_DAMAGED = "The file is damaged or cut short: fetch it again, or check it with gdalinfo -checksum."
 _NOTHING = Declared()
 _SAMPLE_WINDOWS = 16
 
@@ -110,7 +95,7 @@ class RasterFile:
 
     def close(self) -> None:
         """Close the file; reading is over."""
-        with _reading(self._told, None):
+        with reading(self._told, None):
             self._dataset.close()
 
     def read(self, window: Window | None = None, bands: Sequence[str] | None = None) -> Raster:
@@ -140,7 +125,7 @@ class RasterFile:
         if top >= bottom or left >= right:
             raise GridError(
                 f"{self._told}: window",
-                got=_place(want),
+                got=place(want),
                 expected=f"a part of {height} rows x {width} columns",
                 next_step="Check the window against the file's size (alidade inspect shows it).",
             )
@@ -186,12 +171,12 @@ class RasterFile:
         )
 
     def _pixels(self, indexes: Sequence[int], window: Window) -> NDArray[Any]:
-        with _reading(self._told, window):
+        with reading(self._told, window):
             pixels: NDArray[Any] = self._dataset.read(list(indexes), window=self._in_file(window))
         return np.ascontiguousarray(pixels[:, ::-1]) if self._bottom_up else pixels
 
     def _mask(self, window: Window) -> NDArray[np.bool_]:
-        with _reading(self._told, window):
+        with reading(self._told, window):
             mask: NDArray[np.bool_] = self._dataset.read_masks(1, window=self._in_file(window)) != 0
         return mask[::-1].copy() if self._bottom_up else mask
 
@@ -265,15 +250,15 @@ def open_raster(
     """
     told = os.fspath(path)
     file, driver = check_file(path, allow_jp2=allow_jp2)
-    with _reading(told, None), _quietly():
+    with reading(told, None), quietly():
         # the place on the ground comes from the file itself, not from a side file
         options = {"GEOREF_SOURCES": "INTERNAL"} if driver == "GTiff" else {}
         dataset = rasterio.open(file, driver=driver, **options)
     try:
-        with _reading(told, None), _quietly():
+        with reading(told, None), quietly():
             return RasterFile(dataset, told, file, declared)
     except BaseException:
-        with _reading(told, None):
+        with reading(told, None):
             dataset.close()
         raise
 
@@ -282,55 +267,6 @@ def read(path: str | os.PathLike[str], declared: Declared = _NOTHING) -> Raster:
     """All pixels of a GeoTIFF; see ``open_raster`` and ``RasterFile.read``, also for what is raised."""
     with open_raster(path, declared) as file:
         return file.read()
-
-
-@contextmanager
-def _reading(told: str, window: Window | None) -> Iterator[None]:
-    """GDAL's settings for the time of one call, and its errors as ours."""
-    # without a handler Python's logging writes GDAL's messages to stderr; the error raised here says the same
-    log = logging.getLogger("rasterio")
-    if not log.handlers:
-        log.addHandler(logging.NullHandler())
-    try:
-        with rasterio.Env(**_GDAL):  # type: ignore[no-untyped-call]
-            yield
-    except AlidadeError:
-        raise
-    except (RasterioError, CPLE_BaseError, OSError, UnicodeError, MemoryError) as error:
-        where = "" if window is None else f": {_place(window)}"
-        raise RasterError(
-            f"{told}{where}",
-            got=" ".join((str(error.__cause__ or error) or type(error).__name__).split())[:300].rstrip("."),
-            expected="a GeoTIFF that can be decoded",
-            next_step=_DAMAGED,
-        ) from None
-
-
-def _place(window: Window) -> str:
-    last_row, last_col = window.row + window.height - 1, window.col + window.width - 1
-    return f"rows {window.row} to {last_row}, columns {window.col} to {last_col}"
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep two messages off stderr that say less than the errors raised here.
-
-    One is that a file has no georeference. The other is rasterio's failure to decode GDAL's message about a damaged
-    tag, which Python prints because nothing can catch it.
-    """
-    before = sys.unraisablehook
-
-    def hook(unraisable: sys.UnraisableHookArgs) -> None:
-        if unraisable.object != "rasterio._env.log_error":
-            before(unraisable)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        sys.unraisablehook = hook
-        try:
-            yield
-        finally:
-            sys.unraisablehook = before
 
 
 def write_geotiff(path: str | os.PathLike[str], raster: Raster) -> None:
@@ -359,8 +295,9 @@ def write_geotiff(path: str | os.PathLike[str], raster: Raster) -> None:
             expected="one unit, one nodata value and known offsets",
             next_step="Write the bands to several files (Raster.select), with offsets resolved.",
         )
+    item_bytes(str(raster.pixels.dtype), told)
     try:
-        with _reading(told, None), _quietly():
+        with reading(told, None), quietly():
             content = _encode(raster, str(units.pop()) if units else None)
         with atomic_write(path) as temporary:
             temporary.write_bytes(content)
@@ -374,7 +311,7 @@ def write_geotiff(path: str | os.PathLike[str], raster: Raster) -> None:
 
 
 def _encode(raster: Raster, unit: str | None) -> memoryview:
-    """The bytes of a GeoTIFF, made in memory: errors of the disk, which GDAL may swallow, are then Python's."""
+    """The bytes of a GeoTIFF, made in memory: GDAL may swallow errors of the disk, Python does not."""
     count, height, width = raster.pixels.shape
     side = min(256, -(-max(height, width) // 16) * 16)
     tags = {"ALIDADE_SENSOR": raster.sensor.id}

@@ -152,7 +152,7 @@ def resolve_offset(
         return declared.offset, sentence
     told = told_offset(header)
     if in_bands is not None:
-        # many writers set a scale and leave the offset at its default: a 0 against another account is no proof
+        # many writers set a scale and leave the offset at its default: 0 against another account is no proof
         doubtful = in_bands == 0 and "ALIDADE_SENSOR" not in header.tags and seen is Verdict.UNCLEAR
         if doubtful and told is not None and told[0] != 0:
             got = f"0 by the bands' metadata, but {told[0]:g} by {told[1]}, and {seen}"

@@ -229,7 +229,7 @@ def _draw_bar(
         tick = y + round((length - 1) * step / 4)
         draw.line([(x + 22, tick), (x + 28, tick)], fill=_INK)
         label = f"{high - (high - low) * step / 4:.{digits}f}"
-        label = f"≤ {label}" if clipped and step == 4 else label
+        label = f"< {label}" if clipped and step == 4 else label
         _text(draw, (x + 34, tick - (0, 9, 9, 9, 17)[step]), label, 16, _INK)
 
 
@@ -297,7 +297,7 @@ def _flat(value: object) -> str:
 def _save(image: Image.Image, path: Path) -> None:
     try:
         with atomic_write(path) as temporary:
-            image.save(temporary, format="PNG", optimize=True)
+            image.save(temporary, format="PNG")
     except OSError as error:
         raise ArchiveError(
             f"{path}: writing the picture",

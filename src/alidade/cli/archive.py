@@ -1,0 +1,182 @@
+"""``alidade embed`` and ``alidade search``: fill an archive, and ask it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import typer
+
+from alidade.cli.output import Bar, err, out, show_json, show_model, show_table
+from alidade.errors import AlidadeError
+from alidade.imagery.files import Declared, open_raster
+from alidade.imagery.windows import Window
+from alidade.models.model import Model
+from alidade.models.registry import DEFAULT, load
+from alidade.search import export
+from alidade.search.archive import Archive
+from alidade.search.embed import EmbedSummary
+from alidade.search.embed import embed as embed_archive
+from alidade.search.filters import parse_bbox, parse_point, parse_time
+from alidade.search.picture import draw_result, row_colours
+from alidade.search.quicklook import Colours, of_raster
+from alidade.search.scan import Hits, Scanner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """What the user asks; texts as typed."""
+
+    like: str | None = None
+    at: str | None = None
+    bbox: str | None = None
+    time: str | None = None
+    sensor: str | None = None
+    k: int = 10
+    declared: Declared = Declared()
+
+
+def run_embed(
+    paths: list[str],
+    archive: Path,
+    *,
+    model: str | None,
+    weights: str | None,
+    tile: int | None,
+    batch: int,
+    declared: Declared,
+    as_json: bool,
+) -> None:
+    """Embed and report. Exit code 2 when any source failed, after the others are done.
+
+    Raises:
+        AlidadeError: nothing could be embedded at all (see ``search.embed.embed``).
+    """
+    loaded = load(model or DEFAULT, weights=weights)
+    show_model(loaded)
+    with Bar() as bar:
+        summary = embed_archive(paths, archive, loaded, declared=declared, tile=tile, batch=batch, progress=bar)
+    report(summary, as_json=as_json)
+    if summary.failures:
+        raise typer.Exit(2)
+
+
+def report(summary: EmbedSummary, *, as_json: bool) -> None:
+    """The run in one line, repairs before it and failures after it; or everything as JSON."""
+    if as_json:
+        show_json(asdict(summary) | {"tiles_per_second": summary.tiles_per_second})
+        return
+    for repair in summary.repairs:
+        err.print(f"repaired: {repair}")
+    out.print(summary.sentence())
+    for failure in summary.failures:
+        err.print(f"failed: {failure.message}")
+
+
+def run_search(
+    archive: Path,
+    query: Query,
+    *,
+    form: str,
+    out: Path | None,
+    picture: Path | None,
+    model: str | None,
+    weights: str | None,
+) -> None:
+    """Search, show or write the answer, and draw it.
+
+    Raises:
+        AlidadeError: a query that cannot be understood, or an archive that cannot be read.
+    """
+    if form not in ("table", *export.FORMATS):
+        raise AlidadeError(
+            "--format", got=repr(form), expected=f"table, {', '.join(export.FORMATS)}", next_step="Choose one of these."
+        )
+    scanner = Scanner(Archive.open(archive))
+    hits, colours = ask(scanner, query, model=model, weights=weights)
+    drawn = picture or (out.with_suffix(".png") if out else archive / "last-search.png")
+    draw_result(hits, scanner, drawn, query=colours, declared=query.declared)
+    show(hits, form, out)
+    err.print(f"picture: {drawn}")
+
+
+def ask(
+    scanner: Scanner, query: Query, *, model: str | None = None, weights: str | None = None, loaded: Model | None = None
+) -> tuple[Hits, Colours | None]:
+    """The answer, and the query's own picture where there is one.
+
+    Args:
+        scanner: over the archive.
+        query: by image or by place, not both.
+        model: name or directory for queries by image; the archive's own by default.
+        weights: for the CROMA names.
+        loaded: a model that is there already.
+    """
+    if (query.like is None) == (query.at is None):
+        raise AlidadeError(
+            "query",
+            got="neither --like nor --at" if query.like is None else "both --like and --at",
+            expected="one of --like FILE and --at LON,LAT",
+            next_step="Say what the tiles should be like.",
+        )
+    declared = query.declared
+    if query.at is not None:
+        place = scanner.at(*parse_point(query.at))
+        vector, name = place.embedding, f"the tile at {query.at}"
+        try:
+            colours: Colours | None = row_colours(scanner, place.row, declared)
+        except AlidadeError as error:
+            err.print(f"no picture of the query: {error}")
+            colours = None
+        identity = scanner.archive.header.model
+    else:
+        assert query.like is not None
+        known = loaded or load(model or DEFAULT, weights=weights)
+        vector, colours = embed_query(known, query.like, declared, scanner.archive.header.tile)
+        name, identity = Path(query.like).name, known.identity
+    hits = scanner.search(
+        vector,
+        query.k,
+        bbox=parse_bbox(query.bbox) if query.bbox else None,
+        time=parse_time(query.time) if query.time else None,
+        sensor=query.sensor,
+        model=identity,
+        describe=name,
+    )
+    return hits, colours
+
+
+def embed_query(model: Model, path: str, declared: Declared, tile: int) -> tuple[np.ndarray, Colours]:
+    """The query image as a vector ``[D]`` and as colours: the whole file, or its centre where it exceeds a tile."""
+    with open_raster(path, declared) as file:
+        height, width = min(tile, file.grid.height), min(tile, file.grid.width)
+        if (height, width) != (file.grid.height, file.grid.width):
+            err.print(f"{path} is larger than a tile: its central {width} x {height} px are the query")
+        window = Window(
+            row=(file.grid.height - height) // 2, col=(file.grid.width - width) // 2, height=height, width=width
+        )
+        raster = file.read(window)
+    return model.embed(raster)[0], of_raster(raster)
+
+
+def show(hits: Hits, form: str, path: Path | None) -> None:
+    """The answer on stdout, or in a file."""
+    if path is not None:
+        export.write(hits, path, None if form == "table" else form)
+        err.print(f"{len(hits)} results: {path}")
+    elif form == "table":
+        show_table(export.TABLE_HEADER, export.table_rows(hits))
+        err.print(f"{len(hits)} of {hits.matches:,} matching tiles, exact, {1e3 * hits.seconds:.0f} ms", style="dim")
+    elif form == "json":
+        show_json(export.to_json(hits))
+    elif form == "geojson":
+        show_json(export.to_geojson(hits))
+    else:
+        # Parquet is bytes: a pipe can take them, a terminal cannot
+        if sys.stdout.isatty():
+            raise AlidadeError(
+                "--format parquet", got="a terminal", expected="a file or a pipe", next_step="Add --out FILE."
+            )
+        sys.stdout.buffer.write(export.to_parquet(hits))
