@@ -132,7 +132,8 @@ def centre(network: ScaleAlibi, groups: list[list[Scene]], draws: int = 200) -> 
 
 def main(
     samples: Annotated[Path, typer.Option(help="Folder of sample scenes.")] = ROOT / "samples",
-    out: Annotated[Path, typer.Option(help="Where the weights go.")] = ROOT / "src/alidade/weights/alidade-standin",
+    out: Annotated[Path, typer.Option(help="Where the weights go.")] = ROOT
+    / "src/alidade/weights/alidade-standin",
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 1500,
 ) -> None:
     """Train, centre and save; prints the model's identity."""
@@ -141,7 +142,9 @@ def main(
     network = ScaleAlibi(model_config())
     initialise(network, SEED)
     groups = list(load_scenes(samples, network.config).values())
-    console.print(f"{sum(p.numel() for p in network.parameters()):,} parameters, {sum(map(len, groups))} scenes")
+    console.print(
+        f"{sum(p.numel() for p in network.parameters()):,} parameters, {sum(map(len, groups))} scenes"
+    )
     start = time.monotonic()
     train(network, groups, steps, console)
     centre(network, groups)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ class Query:
     time: str | None = None
     sensor: str | None = None
     k: int = 10
-    declared: Declared = Declared()
+    declared: Declared = field(default_factory=Declared)
 
 
 def run_embed(
@@ -57,7 +57,9 @@ def run_embed(
     loaded = load(model or DEFAULT, weights=weights)
     show_model(loaded)
     with Bar() as bar:
-        summary = embed_archive(paths, archive, loaded, declared=declared, tile=tile, batch=batch, progress=bar)
+        summary = embed_archive(
+            paths, archive, loaded, declared=declared, tile=tile, batch=batch, progress=bar
+        )
     report(summary, as_json=as_json)
     if summary.failures:
         raise typer.Exit(2)
@@ -92,7 +94,10 @@ def run_search(
     """
     if form not in ("table", *export.FORMATS):
         raise AlidadeError(
-            "--format", got=repr(form), expected=f"table, {', '.join(export.FORMATS)}", next_step="Choose one of these."
+            "--format",
+            got=repr(form),
+            expected=f"table, {', '.join(export.FORMATS)}",
+            next_step="Choose one of these.",
         )
     scanner = Scanner(Archive.open(archive))
     hits, colours = ask(scanner, query, model=model, weights=weights)
@@ -103,7 +108,12 @@ def run_search(
 
 
 def ask(
-    scanner: Scanner, query: Query, *, model: str | None = None, weights: str | None = None, loaded: Model | None = None
+    scanner: Scanner,
+    query: Query,
+    *,
+    model: str | None = None,
+    weights: str | None = None,
+    loaded: Model | None = None,
 ) -> tuple[Hits, Colours | None]:
     """The answer, and the query's own picture where there is one.
 
@@ -155,7 +165,10 @@ def embed_query(model: Model, path: str, declared: Declared, tile: int) -> tuple
         if (height, width) != (file.grid.height, file.grid.width):
             err.print(f"{path} is larger than a tile: its central {width} x {height} px are the query")
         window = Window(
-            row=(file.grid.height - height) // 2, col=(file.grid.width - width) // 2, height=height, width=width
+            row=(file.grid.height - height) // 2,
+            col=(file.grid.width - width) // 2,
+            height=height,
+            width=width,
         )
         raster = file.read(window)
     return model.embed(raster)[0], of_raster(raster)
@@ -168,7 +181,9 @@ def show(hits: Hits, form: str, path: Path | None) -> None:
         err.print(f"{len(hits)} results: {path}")
     elif form == "table":
         show_table(export.TABLE_HEADER, export.table_rows(hits))
-        err.print(f"{len(hits)} of {hits.matches:,} matching tiles, exact, {1e3 * hits.seconds:.0f} ms", style="dim")
+        err.print(
+            f"{len(hits)} of {hits.matches:,} matching tiles, exact, {1e3 * hits.seconds:.0f} ms", style="dim"
+        )
     elif form == "json":
         show_json(export.to_json(hits))
     elif form == "geojson":

@@ -52,9 +52,13 @@ def run_demo(data: Path | None, folder: Path, *, as_json: bool) -> None:
         export.write(hits, folder / f"{name}.geojson")
         results[name] = export.to_json(hits)
         if not as_json:
-            show_table(export.TABLE_HEADER, export.table_rows(hits), title=f"\n{title}  ->  {folder}/{name}.png")
+            show_table(
+                export.TABLE_HEADER, export.table_rows(hits), title=f"\n{title}  ->  {folder}/{name}.png"
+            )
     if as_json:
         show_json({"archive": str(folder / "archive"), "rows": summary.rows, "searches": results})
     else:
-        out.print(f"\n{summary.rows:,} tiles of {len(list(samples.rglob('*.tif')))} scenes searched; "
-                  f"{time.monotonic() - start:.0f} s in all. Pictures and results: {folder}/")
+        out.print(
+            f"\n{summary.rows:,} tiles of {len(list(samples.rglob('*.tif')))} scenes searched; "
+            f"{time.monotonic() - start:.0f} s in all. Pictures and results: {folder}/"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -134,9 +135,7 @@ class RasterFile:
         raster = self._read_inside(inside, picks)
         if inside == want:
             return raster
-        return raster.crop(
-            Window(row=want.row - top, col=want.col - left, height=want.height, width=want.width)
-        )
+        return raster.crop(Window(row=want.row - top, col=want.col - left, height=want.height, width=want.width))
 
     def _read_inside(self, window: Window, picks: Sequence[int]) -> Raster:
         size = window.height * window.width * len(picks) * self.dtype.itemsize
@@ -227,15 +226,12 @@ class RasterFile:
         in_bands = self.encodings[measured[0]].offset if header.scaled else None
         offset, sentence = resolve_offset(header, declared, in_bands, evidence)
         self.encodings = tuple(
-            replace(e, offset=offset) if e.unit is not Unit.CLASS and e.offset is None else e
-            for e in self.encodings
+            replace(e, offset=offset) if e.unit is not Unit.CLASS and e.offset is None else e for e in self.encodings
         )
         return sentence
 
 
-def open_raster(
-    path: str | os.PathLike[str], declared: Declared = _NOTHING, *, allow_jp2: bool = False
-) -> RasterFile:
+def open_raster(path: str | os.PathLike[str], declared: Declared = _NOTHING, *, allow_jp2: bool = False) -> RasterFile:
     """Open a GeoTIFF after checking that it is safe to read and that it is known what it means.
 
     Args:
@@ -254,13 +250,11 @@ def open_raster(
         # the place on the ground comes from the file itself, not from a side file
         options = {"GEOREF_SOURCES": "INTERNAL"} if driver == "GTiff" else {}
         dataset = rasterio.open(file, driver=driver, **options)
-    try:
-        with reading(told, None), quietly():
-            return RasterFile(dataset, told, file, declared)
-    except BaseException:
-        with reading(told, None):
-            dataset.close()
-        raise
+        with ExitStack() as on_error:
+            on_error.callback(dataset.close)
+            opened = RasterFile(dataset, told, file, declared)
+            on_error.pop_all()
+    return opened
 
 
 def read(path: str | os.PathLike[str], declared: Declared = _NOTHING) -> Raster:
@@ -335,7 +329,7 @@ def _encode(raster: Raster, unit: str | None) -> memoryview:
     if raster.grid.transform != Affine.identity():
         profile["transform"] = raster.grid.transform
     by_nodata = has_data(raster.pixels, raster.encodings)
-    with MemoryFile() as memory:  # type: ignore[no-untyped-call]
+    with MemoryFile() as memory:
         with memory.open(**profile) as dataset:
             dataset.update_tags(**tags)
             dataset.descriptions = tuple(b.name for b in raster.bands)

@@ -44,7 +44,7 @@ def reading(told: str, window: Window | None) -> Iterator[None]:
     if not log.handlers:
         log.addHandler(logging.NullHandler())
     try:
-        with rasterio.Env(**_GDAL):  # type: ignore[no-untyped-call]
+        with rasterio.Env(**_GDAL):
             yield
     except AlidadeError:
         raise

@@ -124,9 +124,7 @@ def _alpha_labels(
     return (*(labels[:3] or ("R", "G", "B")), ALPHA)
 
 
-def _find_sensor(
-    header: Header, declared: Declared, said: Sequence[str], name: NameFacts
-) -> tuple[Sensor, str]:
+def _find_sensor(header: Header, declared: Declared, said: Sequence[str], name: NameFacts) -> tuple[Sensor, str]:
     if declared.sensor is not None:
         return sensor(declared.sensor), "You declared it."
     if "ALIDADE_SENSOR" in header.tags:

@@ -126,9 +126,7 @@ def _number(text: str) -> float | None:
     return float(text) if re.fullmatch(r"\s*-?\d{1,6}(\.\d{1,6})?\s*", text) else None
 
 
-def resolve_offset(
-    header: Header, declared: Declared, in_bands: float | None, evidence: Evidence
-) -> tuple[float, str]:
+def resolve_offset(header: Header, declared: Declared, in_bands: float | None, evidence: Evidence) -> tuple[float, str]:
     """The offset to use, in reflectance, and one sentence on how it was found.
 
     What the user declares is used even against the pixels (the sentence says so). What the file says is used

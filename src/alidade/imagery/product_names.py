@@ -10,9 +10,7 @@ from pathlib import PurePath
 _SENTINEL_2 = re.compile(r"S2[A-D]_MSI(L1C|L2A)_(\d{8}T\d{5,6})(?:_N(\d{4}))?(?!\d)", re.IGNORECASE)
 _SENTINEL_1 = re.compile(r"S1[A-D]_IW_GRDH_1S(?:SH|SV|DH|DV)_(\d{8}T\d{6})", re.IGNORECASE)
 _LANDSAT = re.compile(r"(LC09|LC08|LE07|LT05)_L2SP_\d{6}_(\d{8})_", re.IGNORECASE)
-_NAIP = re.compile(
-    r"(?:\bm_\d{7}_(?:ne|nw|se|sw)_\d{1,2}_(?:[a-z\d]{1,3}_)?|\bnaip_)(\d{8})(?!\d)", re.IGNORECASE
-)
+_NAIP = re.compile(r"(?:\bm_\d{7}_(?:ne|nw|se|sw)_\d{1,2}_(?:[a-z\d]{1,3}_)?|\bnaip_)(\d{8})(?!\d)", re.IGNORECASE)
 
 _SENTINEL_2_BAND = re.compile(r"_(B\d\d|B8A|SCL)(?:_\d\dm)?$", re.IGNORECASE)
 _SENTINEL_1_BAND = re.compile(r"[_-](VV|VH|HH|HV)$", re.IGNORECASE)
@@ -50,13 +48,9 @@ def facts_from_name(path: str) -> NameFacts:
     if found := _SENTINEL_1.search(stem):
         # providers keep the name of the GRD product that a terrain-corrected one was made from
         level = "rtc" if "rtc" in stem.casefold() else "grd"
-        return NameFacts(
-            sensor=f"sentinel-1-{level}", band=_band(_SENTINEL_1_BAND, stem), time=_moment(found[1])
-        )
+        return NameFacts(sensor=f"sentinel-1-{level}", band=_band(_SENTINEL_1_BAND, stem), time=_moment(found[1]))
     if found := _LANDSAT.search(stem):
-        return NameFacts(
-            sensor=_LANDSATS[found[1].upper()], band=_band(_LANDSAT_BAND, stem), time=_moment(found[2])
-        )
+        return NameFacts(sensor=_LANDSATS[found[1].upper()], band=_band(_LANDSAT_BAND, stem), time=_moment(found[2]))
     if found := _NAIP.search(stem):
         return NameFacts(sensor="naip", time=_moment(found[1]))
     return NameFacts()

@@ -123,6 +123,9 @@ def _score_mod(
     return score_mod
 
 
+_eager_flex: Callable[..., Tensor] = flex_attention
+
+
 @lru_cache(maxsize=1)
 def _compiled_flex() -> Callable[..., Tensor]:
     return torch.compile(flex_attention, dynamic=True)
@@ -132,9 +135,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry) -> Tensor:
     """Attention of ``q`` ``[B, H, Nq, d]`` over ``k``, ``v`` ``[B, H, Nk, d]`` with the geometry's bias."""
     q, k = _rotate(q, geometry.turn_q), _rotate(k, geometry.turn_k)
     if geometry.backend == "flex":
-        flex = _compiled_flex() if q.device.type == "cuda" else flex_attention
-        out = flex(q.contiguous(), k.contiguous(), v.contiguous(), score_mod=geometry.score_mod)
-        return out if isinstance(out, Tensor) else out[0]
+        flex: Callable[..., Tensor] = _compiled_flex() if q.device.type == "cuda" else _eager_flex
+        return flex(q.contiguous(), k.contiguous(), v.contiguous(), score_mod=geometry.score_mod)
     if geometry.backend == "sdpa":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=geometry.bias)
     b, h, nq, d = q.shape
@@ -167,11 +169,12 @@ class Attention(nn.Module):
             q, k, v = (self._heads(t) for t in self.qkv(x).chunk(3, dim=-1))
         else:
             width = x.shape[-1]
-            weight_q, weight_kv = self.qkv.weight.split([width, 2 * width])
+            weight_q, weight_kv = torch.split(self.qkv.weight, [width, 2 * width])
             q = self._heads(F.linear(x, weight_q))
             k, v = (self._heads(t) for t in F.linear(self.norm(context), weight_kv).chunk(2, dim=-1))
         out: Tensor = self.out(attend(q, k, v, geometry).transpose(1, 2).flatten(2))
         return out
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        b, n, width = x.shape
+        return x.view(b, n, self.heads, width // self.heads).transpose(1, 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from alidade.errors import WeightsError
 from alidade.imagery.normalize import Normalization
@@ -118,8 +118,11 @@ def from_json(text: str, origin: str) -> ScaleAlibiConfig:
         ) from None
 
 
-def _strict(cls: type[Any], data: dict[str, Any]) -> Any:
-    names = {f.name for f in fields(cls)}
+Built = TypeVar("Built")
+
+
+def _strict(cls: type[Built], data: dict[str, Any]) -> Built:
+    names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
     if set(data) != names:
         raise KeyError(f"{cls.__name__} keys differ: {sorted(set(data) ^ names)}")
     return cls(**data)

@@ -14,7 +14,7 @@ from alidade.errors import ModelError
 from alidade.models.attention import Attention, Geometry, make_geometry
 from alidade.models.config import DecoderConfig, ScaleAlibiConfig, TowerConfig
 from alidade.models.encoder import FeedForward, PatchEmbed, Trunk, pad_to_patches, patch_validity
-from alidade.models.positions import Positions, PositionConfig, sincos
+from alidade.models.positions import PositionConfig, Positions, sincos
 from alidade.models.tokens import Places, Tokens, grid_places
 
 

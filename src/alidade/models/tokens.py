@@ -95,7 +95,8 @@ def grid_places(rows: int, cols: int, patch: int, gsd_m: tuple[float, float], ba
     """Places of a ``rows × cols`` grid of patches, row-major, all valid, with the image's centre as origin.
 
     Args:
-        rows, cols: patches down and across.
+        rows: patches down.
+        cols: patches across.
         patch: patch side in pixels.
         gsd_m: true ground metres per pixel ``(x, y)``.
         batch: number of samples that share the grid.

@@ -74,9 +74,7 @@ class Archive:
             try:
                 size = os.stat(self.shard_path(shard)).st_size
             except FileNotFoundError:
-                raise damaged(
-                    str(self.shard_path(shard)), "no such file, though it was acknowledged"
-                ) from None
+                raise damaged(str(self.shard_path(shard)), "no such file, though it was acknowledged") from None
             if size != shard.bytes:
                 raise damaged(str(self.shard_path(shard)), f"{size:,} bytes instead of {shard.bytes:,}")
 
@@ -107,9 +105,7 @@ class Archive:
                 raise damaged(str(path), "other bytes (its SHA-256 digest differs)")
             table, _ = parse_table(data, str(path))
             if len(shard.live) < len({c.source_id for c in shard.coverage}):
-                table = table.filter(
-                    pc.is_in(table["source_id"].cast(pa.string()), pa.array(sorted(shard.live)))
-                )
+                table = table.filter(pc.is_in(table["source_id"].cast(pa.string()), pa.array(sorted(shard.live))))
             yield table
 
     def locate(self, source: str, source_id: str) -> Path:
@@ -157,11 +153,7 @@ def read_header(folder: Path) -> Header:
     except (FileNotFoundError, NotADirectoryError):
         raise ArchiveError(
             str(folder),
-            got="no archive.json"
-            if folder.is_dir()
-            else "a file"
-            if folder.exists()
-            else "no such directory",
+            got="no archive.json" if folder.is_dir() else "a file" if folder.exists() else "no such directory",
             expected="an archive made by `alidade embed`",
             next_step="Check the path, or make one with `alidade embed PATHS --out ARCHIVE`.",
         ) from None

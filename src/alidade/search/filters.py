@@ -159,9 +159,7 @@ def parse_time(text: str) -> TimeRange:
     if not slash:
         last = first
     try:
-        start, end = (
-            None if t in ("", "..") else _moment(t, late) for t, late in ((first, False), (last, True))
-        )
+        start, end = (None if t in ("", "..") else _moment(t, late) for t, late in ((first, False), (last, True)))
     except ValueError:
         start = end = None
     if start is None and end is None:
@@ -204,6 +202,4 @@ def _bad_place(what: str, got: str, expected: str) -> GridError:
 
 
 def _bad_time(got: str, expected: str) -> ArchiveError:
-    return ArchiveError(
-        "time", got=got, expected=expected, next_step="Correct --time (in Python: time=(start, end))."
-    )
+    return ArchiveError("time", got=got, expected=expected, next_step="Correct --time (in Python: time=(start, end)).")

@@ -173,9 +173,7 @@ def _draw_scene(image: Image.Image, draw: ImageDraw.ImageDraw, scene: _Scene, to
         _mark(marks, _scaled(scene.windows[index], scene.size, (width, height)), rank)
     image.paste(plain, (_MARGIN, top))
     image.paste(tinted, (_MARGIN + width + _GAP, top))
-    _draw_bar(
-        image, draw, (_MARGIN + 2 * (width + _GAP), top), height, limits, bool(scene.scores.min() < limits[0])
-    )
+    _draw_bar(image, draw, (_MARGIN + 2 * (width + _GAP), top), height, limits, bool(scene.scores.min() < limits[0]))
 
 
 def _limits(scores: npt.NDArray[np.float32]) -> tuple[float, float]:
@@ -257,9 +255,7 @@ def _caption_of(rank: int, row: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def _caption(draw: ImageDraw.ImageDraw, at: tuple[int, int], lines: tuple[str, str, str]) -> None:
-    for (size, colour, down), line in zip(
-        ((20, _INK, 0), (16, _MUTED, 27), (16, _MUTED, 48)), lines, strict=True
-    ):
+    for (size, colour, down), line in zip(((20, _INK, 0), (16, _MUTED, 27), (16, _MUTED, 48)), lines, strict=True):
         _text(draw, (at[0], at[1] + down), _wrapped(draw, line, size, _CHIP)[0], size, colour)
 
 
@@ -289,9 +285,7 @@ def _font(size: int) -> Font:
 
 
 def _flat(value: object) -> str:
-    return (
-        ", ".join("open" if v is None else str(v) for v in value) if isinstance(value, list) else str(value)
-    )
+    return ", ".join("open" if v is None else str(v) for v in value) if isinstance(value, list) else str(value)
 
 
 def _save(image: Image.Image, path: Path) -> None:

@@ -147,9 +147,7 @@ def _samples(height: int, width: int) -> Iterator[Window]:
     rows, cols = (sorted({_start(size, part) for part in range(3)}) for size in (height, width))
     for row in rows:
         for col in cols:
-            yield Window(
-                row=row, col=col, height=min(_SAMPLE_SIDE, height - row), width=min(_SAMPLE_SIDE, width - col)
-            )
+            yield Window(row=row, col=col, height=min(_SAMPLE_SIDE, height - row), width=min(_SAMPLE_SIDE, width - col))
 
 
 def _start(size: int, part: int) -> int:

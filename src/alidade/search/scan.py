@@ -131,9 +131,7 @@ class Scanner:
         self._check_model(model)
         vector = unit_rows(np.asarray(query)[None], dim=self.archive.header.dim, what="query")[0]
         conditions = Filter(bbox=bbox, time=time, sensor=sensor)
-        mask = conditions.mask(
-            self._boxes, self._times_ms, self._has_time, self._sensor_codes, self._sensor_names
-        )
+        mask = conditions.mask(self._boxes, self._times_ms, self._has_time, self._sensor_codes, self._sensor_names)
         rows = None if mask is None else np.flatnonzero(mask)
         order, scores = self._rank(vector, check_k(k), rows)
         return Hits(
@@ -146,9 +144,7 @@ class Scanner:
             seconds=clock.perf_counter() - began,
         )
 
-    def scores(
-        self, query: npt.ArrayLike, rows: npt.NDArray[np.intp] | None = None
-    ) -> npt.NDArray[np.float32]:
+    def scores(self, query: npt.ArrayLike, rows: npt.NDArray[np.intp] | None = None) -> npt.NDArray[np.float32]:
         """Cosines of ``query`` ``[D]`` with all rows, or with ``rows`` ``[M]``, in float32 (exact to 1e-5).
 
         Raises:
@@ -184,9 +180,7 @@ class Scanner:
                 next_step="Choose a point inside one of its scenes.",
             )
         index = min(found)[2]
-        return Place(
-            row=self.table.slice(index, 1).to_pylist()[0], embedding=self.embeddings[index].astype(np.float32)
-        )
+        return Place(row=self.table.slice(index, 1).to_pylist()[0], embedding=self.embeddings[index].astype(np.float32))
 
     def _check_model(self, model: str | None) -> None:
         mine = self.archive.header.model
@@ -217,9 +211,7 @@ class Scanner:
         order = np.lexsort((ids, -exact))[:k]
         return near[order], exact[order]
 
-    def _scores(
-        self, vector: npt.NDArray[np.float32], rows: npt.NDArray[np.intp] | None
-    ) -> npt.NDArray[np.float32]:
+    def _scores(self, vector: npt.NDArray[np.float32], rows: npt.NDArray[np.intp] | None) -> npt.NDArray[np.float32]:
         stored, query = torch.from_numpy(self.embeddings), torch.from_numpy(vector)
         total = len(stored) if rows is None else len(rows)
         index = None if rows is None else torch.from_numpy(rows)

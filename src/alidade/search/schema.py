@@ -142,11 +142,7 @@ def embeddings_of(table: pa.Table) -> np.ndarray:
     """The ``embedding`` column as one contiguous float16 array ``[N, D]``."""
     column = table.column("embedding")
     dim = column.type.list_size
-    parts = [
-        chunk.flatten().to_numpy(zero_copy_only=True).reshape(-1, dim)
-        for chunk in column.chunks
-        if len(chunk)
-    ]
+    parts = [chunk.flatten().to_numpy(zero_copy_only=True).reshape(-1, dim) for chunk in column.chunks if len(chunk)]
     return np.concatenate(parts) if parts else np.empty((0, dim), np.float16)
 
 
@@ -157,9 +153,7 @@ def geo_metadata(table: pa.Table) -> bytes:
     """
     column: dict[str, Any] = {
         "encoding": "WKB",
-        "geometry_types": sorted(
-            {_wkb_type(g) for g in table.column("geometry").to_pylist() if g is not None}
-        ),
+        "geometry_types": sorted({_wkb_type(g) for g in table.column("geometry").to_pylist() if g is not None}),
         "orientation": "counterclockwise",
         "edges": "planar",
         "covering": {"bbox": {side: ["bbox", side] for side in _BBOX.names}},
@@ -171,9 +165,7 @@ def geo_metadata(table: pa.Table) -> bytes:
         west = -180.0 if crossing else min(b["xmin"] for b in boxes)
         east = 180.0 if crossing else max(b["xmax"] for b in boxes)
         column["bbox"] = [west, min(b["ymin"] for b in boxes), east, max(b["ymax"] for b in boxes)]
-    return json.dumps(
-        {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
-    ).encode()
+    return json.dumps({"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}).encode()
 
 
 def table_bytes(table: pa.Table, note: Mapping[str, object]) -> bytes:

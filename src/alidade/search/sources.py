@@ -42,9 +42,7 @@ def expand(paths: Iterable[str | Path]) -> list[str]:
 
 def _below(folder: str) -> list[str]:
     files = (os.path.join(root, name) for root, _, names in os.walk(folder) for name in names)
-    return sorted(
-        f for f in files if f.lower().endswith(_SUFFIXES) and not os.path.basename(f).startswith(".")
-    )
+    return sorted(f for f in files if f.lower().endswith(_SUFFIXES) and not os.path.basename(f).startswith("."))
 
 
 def relative_to_archive(source: str, archive: Path) -> str:

@@ -116,9 +116,7 @@ class ArchiveWriter:
                 rows, coverage = self._verify(path, data)
             except (ArchiveError, KeyError, TypeError, ValueError):
                 path.unlink()
-                repairs.append(
-                    f"Removed {path.name}: it was never acknowledged and is not a whole new shard."
-                )
+                repairs.append(f"Removed {path.name}: it was never acknowledged and is not a whole new shard.")
                 continue
             self._acknowledge(_shard_event(path.name, rows, data, coverage))
             repairs.append(f"Acknowledged {path.name}: it was written whole, with {rows} rows.")
@@ -195,12 +193,7 @@ def _shard_event(name: str, rows: int, data: bytes, coverage: Sequence[Coverage]
 def _make_folder(path: Path) -> None:
     if path.exists() and not path.is_dir():
         got = "a file"
-    elif (
-        path.is_dir()
-        and not (path / "archive.json").exists()
-        and any(path.iterdir())
-        and not _is_unfinished(path)
-    ):
+    elif path.is_dir() and not (path / "archive.json").exists() and any(path.iterdir()) and not _is_unfinished(path):
         got = "a directory with other content"
     else:
         try:

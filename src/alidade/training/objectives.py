@@ -25,7 +25,7 @@ def gather_samples(values: Tensor) -> Tensor:
     """
     if not (dist.is_available() and dist.is_initialized()):
         return values
-    return torch.cat(list(all_gather(values)), dim=0)
+    return torch.cat(list(all_gather(values)), dim=0)  # type: ignore[no-untyped-call]
 
 
 def contrastive_losses(

@@ -38,7 +38,9 @@ class Batch:
     gsd_m: tuple[float, float]
 
 
-def random_crops(scenes: Sequence[Scene], *, side: int, coarser: int, count: int, rng: np.random.Generator) -> Batch:
+def random_crops(
+    scenes: Sequence[Scene], *, side: int, coarser: int, count: int, rng: np.random.Generator
+) -> Batch:
     """``count`` random square crops of scenes of one tower and GSD, turned and mirrored at random.
 
     Args:
@@ -61,7 +63,8 @@ def random_crops(scenes: Sequence[Scene], *, side: int, coarser: int, count: int
             next_step="Choose a smaller side or factor.",
         )
     areas = np.array([s.valid.size for s in fit], dtype=np.float64)
-    pixels, valid = [], []
+    pixels: list[Tensor] = []
+    valid: list[Tensor] = []
     for index in rng.choice(len(fit), size=count, p=areas / areas.sum()):
         scene = fit[index]
         row, col = (int(rng.integers(0, n - need + 1)) for n in scene.valid.shape)
@@ -88,7 +91,9 @@ def coarsen(pixels: Tensor, valid: Tensor, factor: int) -> tuple[Tensor, Tensor]
     return mean * kept, kept.squeeze(1)
 
 
-def masked_reconstruction(network: ScaleAlibi, batch: Batch, *, keep: float, generator: torch.Generator) -> Tensor:
+def masked_reconstruction(
+    network: ScaleAlibi, batch: Batch, *, keep: float, generator: torch.Generator
+) -> Tensor:
     """The loss of one batch: hide ``1 - keep`` of the patches, encode the rest, predict the hidden ones' pixels."""
     days = torch.full((len(batch.pixels),), float("nan"), dtype=torch.float64)
     tokens = network.embed_patches(batch.tower, batch.pixels, batch.valid, batch.gsd_m, days)
