@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -14,6 +15,7 @@ import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
+from rasterio.errors import NotGeoreferencedWarning
 
 L1C = tuple("B01 B02 B03 B04 B05 B06 B07 B08 B8A B09 B10 B11 B12".split())
 L2A = tuple(name for name in L1C if name != "B10")
@@ -48,7 +50,11 @@ def write_tif(
         "compress": "deflate",
         **(options or {}),
     }
-    with rasterio.open(path, "w", **{k: v for k, v in profile.items() if v is not None}) as dataset:
+    given = {key: value for key, value in profile.items() if value is not None}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        dataset = rasterio.open(path, "w", **given)
+    with dataset:
         if colours is not None:
             dataset.colorinterp = [ColorInterp[c] for c in colours]
         if names is not None:

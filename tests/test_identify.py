@@ -62,7 +62,7 @@ def test_descriptions_that_only_one_sensor_has(tmp_path: Path, labels: Sequence[
 
 def test_band_order_of_the_file_is_kept(tmp_path: Path) -> None:
     """EuroSAT has B8A last."""
-    order = tuple(n for n in L1C if n != "B8A") + ("B8A",)
+    order = (*(n for n in L1C if n != "B8A"), "B8A")
     raster = read(write_tif(tmp_path / "a.tif", meadow(order), names=order))
     assert tuple(b.name for b in raster.bands) == order
     np.testing.assert_array_equal(raster.select(["B8A"]).pixels[0], meadow(order)[12])

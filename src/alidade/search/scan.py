@@ -9,22 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
 from alidade.errors import ArchiveError
 from alidade.imagery.footprint import Box, Footprint, bbox_mask
 from alidade.search.archive import Archive
 from alidade.search.filters import Filter, TimeRange, check_k, check_point
 from alidade.search.schema import embeddings_of, shard_schema, unit_rows, wkb_rings
-
-# 1,024 rows of 256 numbers are 1 MiB as float32 and stay in the second-level cache between conversion and
-# product: measured 45 ms for a million rows on two cores, 90 ms in pieces of 65,536, 340 ms with numpy's
-# conversion
-_CHUNK_BYTES = 1_048_576
-# a float32 product of unit vectors is off by less than this; candidates within it are compared again in
-# float64
-_SLACK = 1e-5
-_RESCORE_ROWS = 65_536
+from alidade.search.vectors import ROUGH_ERROR, Vectors
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,7 +86,7 @@ class Scanner:
         sensors = sensors if pa.types.is_dictionary(sensors.type) else sensors.dictionary_encode()
         self._sensor_names = sensors.dictionary.to_pylist()
         self._sensor_codes = sensors.indices.to_numpy()
-        self._inverse_lengths = _inverse_lengths(torch.from_numpy(self.embeddings))
+        self._vectors = Vectors(self.embeddings)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -151,7 +142,7 @@ class Scanner:
             ArchiveError: a query of another dimension or without direction.
         """
         vector = unit_rows(np.asarray(query)[None], dim=self.archive.header.dim, what="query")[0]
-        return self._scores(vector, rows)
+        return self._vectors.scores(vector, rows)
 
     def rows_of(self, source_id: str) -> npt.NDArray[np.intp]:
         """Indices ``[M]`` of the rows of one source."""
@@ -196,45 +187,20 @@ class Scanner:
         self, vector: npt.NDArray[np.float32], k: int, rows: npt.NDArray[np.intp] | None
     ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
         """Row indices and scores of the best ``k``."""
-        rough = self._scores(vector, rows)
+        rough = self._vectors.scores(vector, rows)
         if rough.size > k:
             worst = np.partition(rough, rough.size - k)[rough.size - k]
-            near = np.flatnonzero(rough >= worst - _SLACK)
+            near = np.flatnonzero(rough >= worst - 2 * ROUGH_ERROR)
         else:
             near = np.arange(rough.size)
         near = near if rows is None else rows[near]
-        exact = self._exact(vector, near)
+        exact = self._vectors.exact_scores(vector, near)
         if exact.size > k:
             tied = exact >= np.partition(exact, exact.size - k)[exact.size - k]
             near, exact = near[tied], exact[tied]
         ids = np.array(self.table["id"].take(near).to_pylist(), dtype=str)
         order = np.lexsort((ids, -exact))[:k]
         return near[order], exact[order]
-
-    def _scores(self, vector: npt.NDArray[np.float32], rows: npt.NDArray[np.intp] | None) -> npt.NDArray[np.float32]:
-        stored, query = torch.from_numpy(self.embeddings), torch.from_numpy(vector)
-        total = len(stored) if rows is None else len(rows)
-        index = None if rows is None else torch.from_numpy(rows)
-        out = torch.empty(total)
-        step = _chunk_rows(stored.shape[1])
-        wide = torch.empty((step, stored.shape[1]))
-        for start in range(0, total, step):
-            stop = min(start + step, total)
-            part = stored[start:stop] if index is None else stored.index_select(0, index[start:stop])
-            torch.mv(wide[: stop - start].copy_(part), query, out=out[start:stop])
-        out *= self._inverse_lengths if index is None else self._inverse_lengths[index]
-        return np.asarray(out.numpy())
-
-    def _exact(self, vector: npt.NDArray[np.float32], rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
-        """Cosines in float64, summed in one order for every row, so that equal rows get equal scores."""
-        query = vector.astype(np.float64)
-        query /= np.sqrt((query * query).sum())
-        out = np.empty(len(rows))
-        for start in range(0, len(rows), _RESCORE_ROWS):
-            part = self.embeddings[rows[start : start + _RESCORE_ROWS]].astype(np.float64)
-            lengths = np.sqrt((part * part).sum(axis=1))
-            out[start : start + _RESCORE_ROWS] = (part * query).sum(axis=1) / lengths
-        return out
 
     def _extent(self) -> str:
         placed = ~np.isnan(self._boxes[0])
@@ -245,20 +211,6 @@ class Scanner:
             return f"latitudes {south.min():.4f} to {north.max():.4f}, across the antimeridian"
         latitudes = f"latitudes {south.min():.4f} to {north.max():.4f}"
         return f"longitudes {west.min():.4f} to {east.max():.4f}, {latitudes}"
-
-
-def _chunk_rows(dim: int) -> int:
-    return max(64, _CHUNK_BYTES // (4 * dim))
-
-
-def _inverse_lengths(stored: torch.Tensor) -> torch.Tensor:
-    """1 / length of each stored row: rounding to float16 moves lengths by up to 0.05 %."""
-    out = torch.empty(len(stored))
-    step = _chunk_rows(stored.shape[1])
-    for start in range(0, len(stored), step):
-        part = stored[start : start + step].float()
-        out[start : start + step] = torch.linalg.vector_norm(part, dim=1).reciprocal()
-    return out
 
 
 def _box_columns(table: pa.Table) -> npt.NDArray[np.float64]:

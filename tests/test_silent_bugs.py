@@ -1,0 +1,131 @@
+"""Bugs that give no error, only worse numbers. Each was found here or in published code; each has its test."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from affine import Affine
+from make_fixtures import L1C, meadow, write_tif
+
+import alidade
+from alidade.imagery.files import Declared
+from alidade.imagery.normalize import Normalization
+from alidade.imagery.raster import Raster
+from alidade.imagery.sensors import sensor
+from alidade.imagery.windows import Window
+from alidade.models.model import Model
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+RIVER = SAMPLES / "sentinel-2" / "eurosat_River_2354.tif"
+NAIP = SAMPLES / "naip" / "m_4709963_se_14_20200831.tif"
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return alidade.load()
+
+
+def reordered(raster: Raster, order: list[int]) -> Raster:
+    return replace(
+        raster,
+        pixels=raster.pixels[order],
+        bands=tuple(raster.bands[i] for i in order),
+        encodings=tuple(raster.encodings[i] for i in order),
+    )
+
+
+def test_band_order_of_the_file_is_no_input_of_the_model(model: Model) -> None:
+    """EuroSAT keeps B8A last; code that takes bands by position feeds B8A to B12's weights."""
+    raster = alidade.read(RIVER)
+    assert [b.name for b in raster.bands][-1] == "B8A"
+    shuffled = reordered(raster, list(reversed(range(13))))
+    assert np.array_equal(model.embed(raster), model.embed(shuffled))
+
+
+def test_same_ground_in_both_sentinel_2_baselines_is_the_same_picture(tmp_path: Path, model: Model) -> None:
+    """Numbers of baseline 04.00 are 1000 higher; unshifted they move every band by a whole deviation."""
+    old = write_tif(tmp_path / "old.tif", meadow(), names=L1C, nodata=0)
+    new = write_tif(tmp_path / "new.tif", meadow(added=1000), names=L1C, nodata=0)
+    a, b = (alidade.read(p, Declared(sensor="sentinel-2-l1c")) for p in (old, new))
+    assert [a.encodings[0].offset, b.encodings[0].offset] == pytest.approx([0.0, -0.1])
+    assert np.allclose(model.embed(a), model.embed(b), atol=1e-5)
+
+
+def test_nodata_is_not_shifted_into_data(tmp_path: Path) -> None:
+    """Zero is nodata before and after the offset; dark water is data, though its reflectance is below zero."""
+    pixels = meadow(added=1000)
+    pixels[:, :8, :8] = 0
+    pixels[:, 20, 20] = 990
+    raster = alidade.read(
+        write_tif(tmp_path / "n.tif", pixels, names=L1C, nodata=0), Declared(sensor="sentinel-2-l1c", offset=-0.1)
+    )
+    values, valid = Normalization.for_sensor(sensor("sentinel-2-l1c"), L1C).apply(raster)
+    assert not valid[:8, :8].any()
+    assert (values[:, :8, :8] == 0).all()
+    assert valid[20, 20]
+    assert valid.sum() == valid.size - 64
+
+
+def test_near_infrared_tagged_as_alpha_does_not_mask_water() -> None:
+    """Most NAIP files say that band 4 is alpha; water, dark in near infrared, would be thrown away."""
+    raster = alidade.read(NAIP)
+    assert [b.common_name for b in raster.bands] == ["red", "green", "blue", "nir"]
+    dark = raster.pixels[3] < 10
+    assert dark.any()
+    assert raster.valid[dark].all()
+
+
+def test_ground_resolution_is_measured_not_read_from_the_projection(tmp_path: Path) -> None:
+    """Web Mercator's 10 m are 7.6 m on the ground at 40° north; the embedding must be told so."""
+    y = 4_865_942.0  # 40° north
+    pixels = meadow(("B04", "B03", "B02"))
+    path = write_tif(
+        tmp_path / "m.tif", pixels, crs="EPSG:3857", transform=Affine(10, 0, 0, 0, -10, y), names=("B04", "B03", "B02")
+    )
+    raster = alidade.read(path, Declared(sensor="sentinel-2-l2a", offset=0.0))
+    assert raster.gsd_m == pytest.approx(7.66, abs=0.03)
+
+
+def test_a_new_resolution_does_not_meet_the_last_ones_bias(model: Model) -> None:
+    """The bias table of the latest batch is kept; another GSD or mask must not be served from it."""
+    pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    half = torch.ones(1, 64, 64, dtype=torch.bool)
+    half[:, :32] = False
+    first = model.encode_normalised({"rgb": pixels}, gsd_m=0.3).pooled["rgb"]
+    coarse = model.encode_normalised({"rgb": pixels}, gsd_m=30.0).pooled["rgb"]
+    masked = model.encode_normalised({"rgb": pixels}, gsd_m=0.3, valid={"rgb": half}).pooled["rgb"]
+    again = model.encode_normalised({"rgb": pixels}, gsd_m=0.3).pooled["rgb"]
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, coarse, atol=1e-4)
+    assert not torch.allclose(first, masked, atol=1e-4)
+
+
+def test_a_tile_has_one_embedding_whatever_shares_its_batch(model: Model) -> None:
+    raster = alidade.read(NAIP)
+    tiles = [raster.crop(Window(row=r, col=c, height=128, width=128)) for r in (0, 128) for c in (0, 128, 256)]
+    together = model.embed(tiles)
+    alone = np.concatenate([model.embed(t) for t in tiles])
+    assert np.allclose(together, alone, atol=1e-5)
+
+
+def test_padding_of_an_edge_tile_is_not_imagery(model: Model) -> None:
+    """An edge tile padded to the tile side and the same pixels cropped bare must nearly agree."""
+    raster = alidade.read(NAIP)
+    height, width = raster.pixels.shape[1:]
+    bare = raster.crop(Window(row=height - 64, col=width - 64, height=64, width=64))
+    padded = raster.crop(Window(row=height - 64, col=width - 64, height=128, width=128))
+    assert float(model.embed(bare)[0] @ model.embed(padded)[0]) > 0.9999
+
+
+def test_radar_in_power_and_in_decibels_is_one_picture(model: Model) -> None:
+    raster = alidade.read(SAMPLES / "sentinel-1" / "bigearthnet_29UPU_4_55.tif")
+    linear = replace(
+        raster,
+        pixels=(10.0 ** (raster.pixels / 10.0)).astype(np.float32),
+        encodings=tuple(replace(e, unit=alidade.imagery.bands.Unit.POWER) for e in raster.encodings),
+    )
+    assert np.allclose(model.embed(raster), model.embed(linear), atol=1e-4)
