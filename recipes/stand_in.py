@@ -2,7 +2,7 @@
 
     python recipes/stand_in.py [--steps 1500] [--out src/alidade/weights/alidade-standin]
 
-Read from top to bottom: model, data, training, centring, saving. It has seen the 92 sample files only and no label;
+Read from top to bottom: model, data, training, whitening, saving. It has seen the 92 sample files only and no label;
 it stands in until weights trained on a real corpus ship.
 """
 
@@ -35,7 +35,7 @@ RGB_SENSORS = (
     "naip-rgbn", "naip-rgb", "generic-rgb", "sentinel-2-l2a", "sentinel-2-l1c",
     "landsat-5", "landsat-7", "landsat-8", "landsat-9",
 )  # fmt: skip
-SEED, BATCH, KEEP, PEAK_RATE, WARM_UP = 0, 32, 0.25, 1.5e-3, 100
+SEED, BATCH, KEEP, PEAK_RATE, WARM_UP, SHRINKAGE = 0, 32, 0.25, 1.5e-3, 100, 0.01
 
 
 def model_config() -> ScaleAlibiConfig:
@@ -116,18 +116,29 @@ def train(network: ScaleAlibi, groups: list[list[Scene]], steps: int, console: C
 
 
 @torch.no_grad()
-def centre(network: ScaleAlibi, groups: list[list[Scene]], draws: int = 200) -> None:
-    """Give each head the mean embedding of its tower, so that cosines tell tiles apart and not sensors."""
+def whiten(network: ScaleAlibi, groups: list[list[Scene]], draws: int = 400) -> None:
+    """Set each tower's linear head so that its mean tokens have zero mean and (shrunk) unit covariance.
+
+    Reconstruction leaves nearly all variance in a few directions such as brightness, and every cosine near one.
+    Eigenvalues are raised by ``SHRINKAGE`` of their mean before the square root, so that noise is not blown up.
+    """
     network.eval()
     rng = np.random.default_rng(SEED + 1)
-    sums: dict[str, list[torch.Tensor]] = {}
+    seen: dict[str, list[torch.Tensor]] = {}
     for _ in range(draws):
         batch = draw(groups, rng)
         days = torch.zeros(len(batch.pixels), dtype=torch.float64)
         tokens = network.embed_patches(batch.tower, batch.pixels, batch.valid, batch.gsd_m, days)
-        sums.setdefault(batch.tower, []).append(network.pool(network.run(tokens)).mean(0))
-    for name, means in sums.items():
-        network.heads[name].centre.copy_(torch.stack(means).mean(0))
+        seen.setdefault(batch.tower, []).append(network.run(tokens).mean())
+    for name, means in seen.items():
+        x = torch.cat(means).double()
+        mean, covariance = x.mean(0), torch.cov(x.T)
+        values, vectors = torch.linalg.eigh(covariance)
+        spread = (values + SHRINKAGE * values.mean()).rsqrt()
+        matrix = vectors @ torch.diag(spread) @ vectors.T
+        head = network.heads[name][0]
+        head.weight.copy_(matrix)
+        head.bias.copy_(-matrix @ mean)
 
 
 def main(
@@ -136,7 +147,7 @@ def main(
     / "src/alidade/weights/alidade-standin",
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 1500,
 ) -> None:
-    """Train, centre and save; prints the model's identity."""
+    """Train, whiten and save; prints the model's identity."""
     console = Console()
     torch.manual_seed(SEED)
     network = ScaleAlibi(model_config())
@@ -147,7 +158,7 @@ def main(
     )
     start = time.monotonic()
     train(network, groups, steps, console)
-    centre(network, groups)
+    whiten(network, groups)
     save_model(network, out)
     console.print(f"{identity(network)} saved in {out} after {time.monotonic() - start:.0f} s")
 

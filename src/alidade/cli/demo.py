@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from alidade.cli.archive import Query, ask
@@ -16,10 +17,24 @@ from alidade.search.picture import draw_result
 from alidade.search.scan import Scanner
 
 SAMPLES = Path(__file__).parents[3] / "samples"
+# the stand-in weights have learned no comparison between sensors, so each query stays within its own
 QUERIES = (
-    ("lake", "a prairie lake, in aerial imagery of five years", Query(at="-99.1540,47.0185", k=10)),
-    ("sar", "like a Sentinel-1 radar scene", Query(like="sentinel-1/terramesh_282D_485L_3_3.tif", k=10)),
-    ("optical", "like a Sentinel-2 chip of a river", Query(like="sentinel-2/eurosat_River_2354.tif", k=10)),
+    ("lake", "a prairie lake in aerial imagery of five years", Query(at="-99.1540,47.0185", sensor="naip-rgbn")),
+    (
+        "forest",
+        "a Sentinel-2 chip of a forest",
+        Query(like="sentinel-2/eurosat_Forest_127.tif", sensor="sentinel-2-l1c"),
+    ),
+    (
+        "radar",
+        "a Sentinel-1 scene of a coast",
+        Query(like="sentinel-1/terramesh_282D_485L_3_3.tif", sensor="sentinel-1-rtc"),
+    ),
+    (
+        "amazon",
+        "a river bend in Landsat composites of 1985, 2000 and 2020",
+        Query(at="-74.50,-8.40", sensor="generic-rgb"),
+    ),
 )
 
 
@@ -47,14 +62,12 @@ def run_demo(data: Path | None, folder: Path, *, as_json: bool) -> None:
     results = {}
     for name, title, query in QUERIES:
         like = None if query.like is None else str(samples / query.like)
-        hits, colours = ask(scanner, Query(like=like, at=query.at, k=query.k), loaded=model)
+        hits, colours = ask(scanner, replace(query, like=like), loaded=model)
         draw_result(hits, scanner, folder / f"{name}.png", query=colours)
         export.write(hits, folder / f"{name}.geojson")
         results[name] = export.to_json(hits)
         if not as_json:
-            show_table(
-                export.TABLE_HEADER, export.table_rows(hits), title=f"\n{title}  ->  {folder}/{name}.png"
-            )
+            show_table(export.TABLE_HEADER, export.table_rows(hits), title=f"\n{title}  ->  {folder}/{name}.png")
     if as_json:
         show_json({"archive": str(folder / "archive"), "rows": summary.rows, "searches": results})
     else:

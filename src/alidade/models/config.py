@@ -57,7 +57,7 @@ class ScaleAlibiConfig:
         fusion_depth: layers of the fusion encoder; 0 for none.
         position: how attention knows places.
         decoder: for masked reconstruction; None for inference-only models.
-        mlp_head: whether pooled features pass a LayerNorm and a two-layer MLP (CROMA's GAP-FFN), or stay the mean.
+        mlp_head: whether pooled features pass a LayerNorm and a two-layer MLP (CROMA's GAP-FFN), or one linear layer.
         tile: preferred tile side in pixels for archives.
     """
 

@@ -73,7 +73,7 @@ def load_croma(path: Path, size: CromaSize) -> ScaleAlibi:
     state = _translate(checkpoint, path)
     model = ScaleAlibi(size.build())
     _check(model.state_dict(), state, path, size)
-    model.load_state_dict(state, strict=False)
+    model.load_state_dict(state)
     return model.eval()
 
 
@@ -110,7 +110,7 @@ def _translate(checkpoint: dict[str, dict[str, Tensor]], path: Path) -> dict[str
             name = _encoder_key(key, tower)
             state[name] = value
         for key, value in checkpoint[f"{part}_GAP_FFN"].items():
-            state[f"heads.{tower}.mlp.{key}"] = value
+            state[f"heads.{tower}.{key}"] = value
     joint = dict(checkpoint["joint_encoder"])
     layers = {key.split(".")[1] for key in joint if key.startswith("layers.")}
     for layer in layers:
@@ -153,9 +153,7 @@ def _block_key(key: str, kinds: tuple[str, ...]) -> str:
 
 
 def _check(wanted: dict[str, Tensor], state: dict[str, Tensor], path: Path, size: CromaSize) -> None:
-    # the head's centre is ours and stays zero: CROMA has none
-    ours = {key for key in wanted if key.endswith(".centre")}
-    missing, extra = sorted(set(wanted) - set(state) - ours), sorted(set(state) - set(wanted))
+    missing, extra = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
     reshaped = [k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape]
     if missing or extra or reshaped:
         sample = (missing + extra + sorted(reshaped))[0]

@@ -18,22 +18,18 @@ from alidade.models.positions import PositionConfig, Positions, sincos
 from alidade.models.tokens import Places, Tokens, grid_places
 
 
-class Head(nn.Module):
-    """Mean over valid tokens, then (optionally) LayerNorm and a perceptron, minus a fixed centre.
+class Head(nn.Sequential):
+    """What follows the mean over valid tokens: LayerNorm and a perceptron (CROMA's GAP-FFN), or one linear layer.
 
-    ``centre`` ``[D]`` is a saved statistic of the training set (zero unless set): it takes away what all images of a
-    sensor share, so that cosines spread.
+    The linear one starts as the identity; a recipe without a contrastive objective can set it in closed form.
     """
 
     def __init__(self, width: int, *, mlp: bool) -> None:
-        super().__init__()
-        self.mlp = FeedForward(width) if mlp else nn.Identity()
-        self.centre: Tensor
-        self.register_buffer("centre", torch.zeros(width))
+        super().__init__(*(FeedForward(width) if mlp else [nn.Linear(width, width)]))
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Pooled features ``[B, D]``, not normalised."""
-        out: Tensor = self.mlp(tokens.mean()) - self.centre
+        out: Tensor = super().forward(tokens.mean())
         return out
 
 
@@ -241,6 +237,9 @@ def initialise(model: ScaleAlibi, seed: int) -> None:
             nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+    for head in model.heads.values():
+        if not model.config.mlp_head:
+            nn.init.eye_(head[0].weight)
     if model.decoder is not None:
         for token in model.decoder.mask_tokens.values():
             nn.init.normal_(token, std=0.02, generator=generator)
