@@ -136,7 +136,7 @@ def whiten(network: ScaleAlibi, groups: list[list[Scene]], draws: int = 400) -> 
         values, vectors = torch.linalg.eigh(covariance)
         spread = (values + SHRINKAGE * values.mean()).rsqrt()
         matrix = vectors @ torch.diag(spread) @ vectors.T
-        head = network.heads[name][0]
+        head = network.heads[name].layers[0]
         head.weight.copy_(matrix)
         head.bias.copy_(-matrix @ mean)
 

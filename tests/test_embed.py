@@ -294,6 +294,19 @@ def test_tiles_without_data_are_left_out_and_not_tried_again(tmp_path: Path, mod
     assert (again.tiles, again.nodata_tiles, len(again.skipped)) == (0, 0, 1)
 
 
+def test_a_scene_without_any_data_is_a_failure_and_leaves_nothing(tmp_path: Path, model: Model) -> None:
+    raster = make_raster(4, height=64, width=64, sensor_id="sentinel-2-l2a")
+    raster.pixels[:] = 0
+    empty = replace(raster, valid=np.zeros((64, 64), dtype=np.bool_))
+    write_geotiff(tmp_path / "empty.tif", empty)
+    write_geotiff(tmp_path / "full.tif", make_raster(4, height=64, width=64, sensor_id="sentinel-2-l2a"))
+    for _ in range(2):
+        summary = embed([tmp_path / "empty.tif", tmp_path / "full.tif"], tmp_path / "a", model)
+        (failure,) = summary.failures
+        assert "empty.tif: pixels: got no valid pixel in any of its 4 tiles" in failure.message
+        assert summary.rows == 4
+
+
 def test_a_raster_without_crs_has_rows_without_a_place(tmp_path: Path, model: Model) -> None:
     raster = make_raster(1, height=32, width=64)
     grid = Grid(crs=None, transform=Affine.identity(), width=64, height=32, gsd_override_m=0.3)

@@ -83,7 +83,9 @@ def raster_openings(path: Path, tree: ast.AST) -> Found:
         if name.split(".")[0] == "osgeo":
             yield f"{line}: {name}"
     for node, name in calls(tree):
-        if name == "rasterio.open" or name.split(".")[-1] == "MemoryFile":
+        # a benchmark may write its own scene piece by piece: a file made by us is not a file from outside
+        writes = len(node.args) > 1 and ast.unparse(node.args[1]) == "'w'"
+        if (name == "rasterio.open" and not writes) or name.split(".")[-1] == "MemoryFile":
             yield f"{node.lineno}: {name}()"
 
 
@@ -152,6 +154,7 @@ RULES: dict[Rule, list[tuple[Path, str]]] = {
     ],
     raster_openings: [
         (SEARCH, "import rasterio\nrasterio.open('a.tif')"),
+        (SEARCH, "import rasterio\nrasterio.open('a.tif', 'r+')"),
         (SEARCH, "from rasterio import open as open_file"),
         (SEARCH, "from rasterio.io import MemoryFile"),
         (SEARCH, "import rasterio.io\nrasterio.io.MemoryFile(b'')"),

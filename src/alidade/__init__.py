@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from alidade.errors import AlidadeError
-    from alidade.imagery.bands import Band, Sensor
+    from alidade.imagery.bands import Sensor
     from alidade.imagery.files import open_raster, read
     from alidade.imagery.grid import Grid
     from alidade.imagery.raster import Raster
     from alidade.imagery.sensors import SENSORS
+    from alidade.imagery.windows import Window
     from alidade.models.model import Model
     from alidade.models.registry import load, models
     from alidade.models.tokens import Tokens
@@ -26,11 +27,11 @@ __version__ = "0.1.0"
 # torch takes seconds to import: reading a file's facts should not wait for it
 _HOMES = {
     "AlidadeError": "alidade.errors",
-    "Band": "alidade.imagery.bands",
     "Sensor": "alidade.imagery.bands",
     "SENSORS": "alidade.imagery.sensors",
     "Grid": "alidade.imagery.grid",
     "Raster": "alidade.imagery.raster",
+    "Window": "alidade.imagery.windows",
     "open_raster": "alidade.imagery.files",
     "read": "alidade.imagery.files",
     "Model": "alidade.models.model",
@@ -44,7 +45,7 @@ __all__ = [  # noqa: RUF022  (grouped by meaning)
     "open_raster",
     "Raster",
     "Grid",
-    "Band",
+    "Window",
     "Sensor",
     "SENSORS",
     "load",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 
@@ -44,7 +44,7 @@ class Timed:
         return min(self.seconds)
 
 
-def take_turns(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, Timed]:
+def take_turns(variants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timed]:
     """Run every variant once per round after one unmeasured round; the order turns with each round."""
     names = list(variants)
     seconds: dict[str, list[float]] = {name: [] for name in names}

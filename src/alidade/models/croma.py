@@ -110,7 +110,7 @@ def _translate(checkpoint: dict[str, dict[str, Tensor]], path: Path) -> dict[str
             name = _encoder_key(key, tower)
             state[name] = value
         for key, value in checkpoint[f"{part}_GAP_FFN"].items():
-            state[f"heads.{tower}.{key}"] = value
+            state[f"heads.{tower}.layers.{key}"] = value
     joint = dict(checkpoint["joint_encoder"])
     layers = {key.split(".")[1] for key in joint if key.startswith("layers.")}
     for layer in layers:

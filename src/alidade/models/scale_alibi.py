@@ -18,18 +18,22 @@ from alidade.models.positions import PositionConfig, Positions, sincos
 from alidade.models.tokens import Places, Tokens, grid_places
 
 
-class Head(nn.Sequential):
+class Head(nn.Module):
     """What follows the mean over valid tokens: LayerNorm and a perceptron (CROMA's GAP-FFN), or one linear layer.
 
     The linear one starts as the identity; a recipe without a contrastive objective can set it in closed form.
     """
 
     def __init__(self, width: int, *, mlp: bool) -> None:
-        super().__init__(*(FeedForward(width) if mlp else [nn.Linear(width, width)]))
+        super().__init__()
+        self.layers = FeedForward(width) if mlp else nn.Sequential(nn.Linear(width, width))
+        if not mlp:
+            nn.init.eye_(self.layers[0].weight)
+            nn.init.zeros_(self.layers[0].bias)
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Pooled features ``[B, D]``, not normalised."""
-        out: Tensor = super().forward(tokens.mean())
+        out: Tensor = self.layers(tokens.mean())
         return out
 
 
@@ -232,14 +236,12 @@ def same(a: Places, b: Places) -> bool:
 def initialise(model: ScaleAlibi, seed: int) -> None:
     """All initial values in one place: linear weights normal with std 0.02, mask tokens too, biases zero."""
     generator = torch.Generator().manual_seed(seed)
+    identities = {id(head.layers[0]) for head in model.heads.values() if not model.config.mlp_head}
     for module in model.modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and id(module) not in identities:
             nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    for head in model.heads.values():
-        if not model.config.mlp_head:
-            nn.init.eye_(head[0].weight)
     if model.decoder is not None:
         for token in model.decoder.mask_tokens.values():
             nn.init.normal_(token, std=0.02, generator=generator)

@@ -207,7 +207,15 @@ class _Run:
                 else:
                     self._take(item)
         self._embed_waiting()
+        for job in self.finished:
+            if job.source_id not in self.broken and not self._has_rows(job):
+                self._break(job, str(_without_data(job)))
         self._flush()
+
+    def _has_rows(self, job: Job) -> bool:
+        pending = self.pending.get(job.source_id)
+        acknowledged = (c for shard in self.writer.manifest.shards for c in shard.coverage)
+        return bool(pending and pending.tiles) or any(c.source_id == job.source_id and c.tiles for c in acknowledged)
 
     def _take(self, tile: Tile) -> None:
         job = tile.job
@@ -303,6 +311,15 @@ class _Run:
             self.nodata[source_id] += len(settled.empty)
         self.rows, self.pending = [], {}
         self.last_flush = clock.monotonic()
+
+
+def _without_data(job: Job) -> RasterError:
+    return RasterError(
+        f"{job.source}: pixels",
+        got=f"no valid pixel in any of its {job.total:,} tiles (all nodata, NaN or masked)",
+        expected="some imagery",
+        next_step="Check its nodata value with `alidade inspect`, or leave the file out.",
+    )
 
 
 def _kind(job: Job) -> tuple[str, tuple[str, ...]]:

@@ -28,6 +28,7 @@ _WIDTH = 2 * _MARGIN + (_PER_ROW + 1) * (_CHIP + _GAP)
 _SCENE_HEIGHT = 620
 _MOST_CHIPS = 10
 _TINT = 0.62
+_MANY = 40
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Box = tuple[int, int, int, int]
@@ -178,7 +179,8 @@ def _draw_scene(image: Image.Image, draw: ImageDraw.ImageDraw, scene: _Scene, to
 
 def _limits(scores: npt.NDArray[np.float32]) -> tuple[float, float]:
     """The scores at the ends of the ramp: a few strangers at the bottom must not use up all its colours."""
-    low, high = float(np.percentile(scores, 5)), float(scores.max())
+    low = np.percentile(scores, 5) if scores.size >= _MANY else scores.min()
+    low, high = float(low), float(scores.max())
     return (low, high) if high - low >= 1e-3 else (low - 5e-4, high + 5e-4)
 
 

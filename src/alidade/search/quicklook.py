@@ -15,7 +15,9 @@ from alidade.imagery.windows import Window, panels
 
 NO_DATA_COLOUR = (229, 231, 235)
 _COMPOSITES = (("red", "green", "blue"), ("nir", "red", "green"), ("swir16", "nir", "red"))
-_MIN_SPAN = {Unit.REFLECTANCE: 0.05, Unit.DB: 4.0, Unit.POWER: 4.0}
+_MIN_SPAN = {Unit.REFLECTANCE: 0.05}
+# both polarisations and their ratio, in dB: speckle alone spreads the ratio over ten, and must stay a tint
+_RADAR_SPAN = np.array([18.0, 18.0, 30.0])
 _SAMPLE_SIDE = 256
 _FLOOR_POWER = 1e-5
 
@@ -96,10 +98,10 @@ def _stretch(values: npt.NDArray[np.float32], unit: Unit, sensor: Sensor) -> Str
     if unit is Unit.DISPLAY or not values.size:
         return Stretch(low=(0.0, 0.0, 0.0), high=(255.0, 255.0, 255.0), gamma=1.0)
     low, high = np.percentile(values, (2, 98), axis=1)
-    span = np.maximum(high - low, _MIN_SPAN.get(unit, 1e-6))
     if sensor.kind == "sar":
-        return Stretch(low=_triple(low), high=_triple(low + span), gamma=1.0)
-    return Stretch(low=_triple(low), high=_triple(low + span.max()), gamma=0.8)
+        return Stretch(low=_triple(low), high=_triple(low + np.maximum(high - low, _RADAR_SPAN)), gamma=1.0)
+    span = max(float((high - low).max()), _MIN_SPAN.get(unit, 1e-6))
+    return Stretch(low=_triple(low), high=_triple(low + span), gamma=0.8)
 
 
 def chip(file: RasterFile, stretch: Stretch, window: Window | None = None) -> Colours:
