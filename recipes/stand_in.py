@@ -136,15 +136,14 @@ def whiten(network: ScaleAlibi, groups: list[list[Scene]], draws: int = 400) -> 
         values, vectors = torch.linalg.eigh(covariance)
         spread = (values + SHRINKAGE * values.mean()).rsqrt()
         matrix = vectors @ torch.diag(spread) @ vectors.T
-        head = network.heads[name].layers[0]
+        head = network.heads[name].layers
         head.weight.copy_(matrix)
         head.bias.copy_(-matrix @ mean)
 
 
 def main(
     samples: Annotated[Path, typer.Option(help="Folder of sample scenes.")] = ROOT / "samples",
-    out: Annotated[Path, typer.Option(help="Where the weights go.")] = ROOT
-    / "src/alidade/weights/alidade-standin",
+    out: Annotated[Path, typer.Option(help="Where the weights go.")] = ROOT / "src/alidade/weights/alidade-standin",
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 1500,
 ) -> None:
     """Train, whiten and save; prints the model's identity."""
@@ -153,9 +152,7 @@ def main(
     network = ScaleAlibi(model_config())
     initialise(network, SEED)
     groups = list(load_scenes(samples, network.config).values())
-    console.print(
-        f"{sum(p.numel() for p in network.parameters()):,} parameters, {sum(map(len, groups))} scenes"
-    )
+    console.print(f"{sum(p.numel() for p in network.parameters()):,} parameters, {sum(map(len, groups))} scenes")
     start = time.monotonic()
     train(network, groups, steps, console)
     whiten(network, groups)

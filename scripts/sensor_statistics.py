@@ -212,9 +212,7 @@ def compare(pack: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Band statistics from the data pack, and the sensors page.")
-    parser.add_argument(
-        "--data", type=Path, help="the data pack: print its statistics beside the catalogue's"
-    )
+    parser.add_argument("--data", type=Path, help="the data pack: print its statistics beside the catalogue's")
     parser.add_argument("--docs", type=Path, help="write the sensors page here")
     arguments = parser.parse_args()
     if not (arguments.docs or arguments.data):

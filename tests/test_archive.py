@@ -143,9 +143,7 @@ def test_rows_without_a_place_have_null_geometry_and_box(tmp_path: Path) -> None
         ({"tile": 64}, "got 64 px, expected 32 px"),
     ],
 )
-def test_another_model_or_tile_side_is_refused_by_name(
-    tmp_path: Path, changes: dict[str, object], told: str
-) -> None:
+def test_another_model_or_tile_side_is_refused_by_name(tmp_path: Path, changes: dict[str, object], told: str) -> None:
     with writer(tmp_path / "a") as w:
         append(w, "one", range(2))
     with pytest.raises(ArchiveError, match=told), writer(tmp_path / "a", **changes):
@@ -175,9 +173,7 @@ def test_a_file_or_a_foreign_directory_is_not_overwritten(tmp_path: Path) -> Non
     assert [p.name for p in (tmp_path / "folder").iterdir()] == ["thesis.txt"]
 
 
-@pytest.mark.parametrize(
-    ("name", "told"), [("none", "no such directory"), ("file", "a file"), ("dir", "no archive")]
-)
+@pytest.mark.parametrize(("name", "told"), [("none", "no such directory"), ("file", "a file"), ("dir", "no archive")])
 def test_opening_what_is_no_archive(tmp_path: Path, name: str, told: str) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "dir").mkdir()
@@ -207,9 +203,7 @@ def test_a_torn_last_line_is_dropped_and_its_shard_acknowledged_again(tmp_path: 
         assert log.read_bytes() == whole[:-cut]
         with writer(path) as w:
             assert any("unfinished last line" in r for r in w.repairs)
-            assert any(
-                "Acknowledged part-000002.parquet: it was written whole, with 3 rows" in r for r in w.repairs
-            )
+            assert any("Acknowledged part-000002.parquet: it was written whole, with 3 rows" in r for r in w.repairs)
         assert log.read_bytes() == whole
         assert len(ids(path)) == 5
 
@@ -335,9 +329,7 @@ with writer(path) as w:
 
 @pytest.mark.parametrize("then", ["stop", "go on"])
 @pytest.mark.parametrize(("refused_at", "told"), [("shard", "File too large"), ("manifest", "only 20 of")])
-def test_a_full_disk_is_one_error_and_nothing_is_torn(
-    tmp_path: Path, refused_at: str, told: str, then: str
-) -> None:
+def test_a_full_disk_is_one_error_and_nothing_is_torn(tmp_path: Path, refused_at: str, told: str, then: str) -> None:
     # the kernel's own refusal: a limit on file size makes write() fail or fall short as a full disk does
     path = tmp_path / "a"
     arguments = [str(path), str(Path(__file__).parent), refused_at, then]
@@ -365,9 +357,7 @@ with writer(Path(sys.argv[1])) as w:
     append(w, "one", range(2))
     os.kill(os.getpid(), signal.SIGKILL)
 """
-    run = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "a"), str(Path(__file__).parent)], timeout=60
-    )
+    run = subprocess.run([sys.executable, "-c", script, str(tmp_path / "a"), str(Path(__file__).parent)], timeout=60)
     assert run.returncode == -9
     with writer(tmp_path / "a") as w:
         append(w, "two", range(2))

@@ -23,9 +23,7 @@ def some_invalid(places: Places) -> Places:
     return places._replace(valid=valid)
 
 
-def by_hand(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, valid: torch.Tensor
-) -> torch.Tensor:
+def by_hand(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     logits = (q.double() @ k.double().transpose(-1, -2)) / q.shape[-1] ** 0.5 + bias.double()
     logits = logits.masked_fill(~valid[:, None, None], -torch.inf)
     return (logits.softmax(-1) @ v.double()).float()
@@ -39,9 +37,7 @@ def test_backends_agree_with_the_definition(backend: str, kind: str, masked: boo
     high = some_invalid(high) if masked else high
     positions = PositionConfig(kind=kind).build(4)
     q, k, v = random_qkv(2, 4, 16, 64, 16)
-    geometry = make_geometry(
-        positions, low, high, head_dim=16, dtype=torch.float32, training=False, backend=backend
-    )
+    geometry = make_geometry(positions, low, high, head_dim=16, dtype=torch.float32, training=False, backend=backend)
     out = attend(q, k, v, geometry)
     if kind == "rope":
         reference = make_geometry(
@@ -95,9 +91,7 @@ def test_invalid_tokens_do_not_change_the_others() -> None:
     x = torch.randn(1, 9, 32)
     other = x.clone()
     other[:, 6:] = 1e3
-    geometry = make_geometry(
-        PositionConfig().build(4), places, places, head_dim=8, dtype=torch.float32, training=False
-    )
+    geometry = make_geometry(PositionConfig().build(4), places, places, head_dim=8, dtype=torch.float32, training=False)
     with torch.no_grad():
         assert torch.allclose(attention(x, geometry)[:, :6], attention(other, geometry)[:, :6], atol=1e-6)
 
@@ -106,9 +100,7 @@ def test_cross_attention_of_a_sequence_with_itself_is_self_attention() -> None:
     torch.manual_seed(0)
     attention = Attention(32, 4)
     places = grid_places(3, 3, 8, (10.0, 10.0))
-    geometry = make_geometry(
-        PositionConfig().build(4), places, places, head_dim=8, dtype=torch.float32, training=False
-    )
+    geometry = make_geometry(PositionConfig().build(4), places, places, head_dim=8, dtype=torch.float32, training=False)
     x = torch.randn(1, 9, 32)
     assert torch.allclose(attention(x, geometry), attention(x, geometry, x), atol=1e-6)
 

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from affine import Affine
-from make_fixtures import display, meadow, sparse_tif, vrt_of, write_tif
 
 from alidade.cli import main
+from make_fixtures import display, meadow, sparse_tif, vrt_of, write_tif
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 NAIP = SAMPLES / "naip" / "m_4709963_se_14_20200831.tif"
@@ -189,15 +189,15 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, tuple[str, ...], str]]:
 
 
 BAD = (
-    "missing", "text", "truncated", "band names", "wrong band name", "unknown sensor", "unnamed bands", "no unit", "all NaN",
-    "no crs, no gsd", "absurd gsd", "absurd transform", "pointer", "vrt", "300 GB",
+    "missing", "text", "truncated", "band names", "wrong band name", "unknown sensor", "unnamed bands", "no unit",
+    "all NaN", "no crs, no gsd", "absurd gsd", "absurd transform", "pointer", "vrt", "300 GB",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_file_is_one_clear_line_and_leaves_nothing(run: Run, tmp_path: Path, name: str) -> None:
     path, extra, words = bad_files(tmp_path)[name]
-    code, out, err = run("embed", path, *extra, "--out", tmp_path / "archive")
+    code, _, err = run("embed", path, *extra, "--out", tmp_path / "archive")
     told = [line for line in err.splitlines() if line.startswith(("failed:", "error:"))]
     assert code == 2
     assert len(told) == 1, err
@@ -209,7 +209,7 @@ def test_bad_file_is_one_clear_line_and_leaves_nothing(run: Run, tmp_path: Path,
 
 def test_in_a_batch_the_others_go_on(run: Run, tmp_path: Path) -> None:
     files = [path for path, _, _ in bad_files(tmp_path).values() if path not in (RIVER,)]
-    code, out, err = run("embed", *files, RADAR, "--out", tmp_path / "archive", "--json")
+    code, out, _ = run("embed", *files, RADAR, "--out", tmp_path / "archive", "--json")
     summary = json.loads(out)
     assert code == 2
     assert summary["rows"] == 1

@@ -44,9 +44,7 @@ def test_one_sensor_alone_gives_the_same_as_both(model: Model) -> None:
     reference = np.load(PARITY / "reference.npz")
     out = model.encode_normalised({"optical": torch.from_numpy(reference["s2_40"])}, gsd_m=10.0)
     assert set(out.tokens) == {"optical"}
-    assert torch.allclose(
-        out.pooled["optical"], torch.from_numpy(reference["optical_GAP_40"]), atol=1e-5, rtol=0
-    )
+    assert torch.allclose(out.pooled["optical"], torch.from_numpy(reference["optical_GAP_40"]), atol=1e-5, rtol=0)
 
 
 def test_any_other_size_and_gsd_needs_no_rebuild(model: Model) -> None:
@@ -61,9 +59,7 @@ def test_any_other_size_and_gsd_needs_no_rebuild(model: Model) -> None:
 
 def test_gsd_changes_the_result_as_the_formula_says(model: Model) -> None:
     pixels = torch.randn(1, 2, 64, 64, generator=torch.Generator().manual_seed(0))
-    near, far = (
-        model.encode_normalised({"sar": pixels}, gsd_m=g).tokens["sar"].features for g in (10.0, 5.0)
-    )
+    near, far = (model.encode_normalised({"sar": pixels}, gsd_m=g).tokens["sar"].features for g in (10.0, 5.0))
     assert not torch.allclose(near, far, atol=1e-3)
 
 
@@ -75,9 +71,7 @@ def test_released_sizes_have_the_released_parameter_counts() -> None:
 
 
 def test_public_name_refuses_another_size_by_name() -> None:
-    with pytest.raises(
-        WeightsError, match=r"keys missing.*every key of croma-base \(768 wide, 6/12/6 layers\)"
-    ):
+    with pytest.raises(WeightsError, match=r"keys missing.*every key of croma-base \(768 wide, 6/12/6 layers\)"):
         alidade.load("croma-base", weights=PARITY / "croma_tiny.pt")
 
 

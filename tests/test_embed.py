@@ -52,9 +52,7 @@ def tiny_model(name: str = "tiny", tile: int = TILE) -> Model:
         )
         for way, (bands, sensors) in ways.items()
     )
-    config = ScaleAlibiConfig(
-        name=name, width=32, heads=4, towers=towers, position=PositionConfig(), tile=tile
-    )
+    config = ScaleAlibiConfig(name=name, width=32, heads=4, towers=towers, position=PositionConfig(), tile=tile)
     network = ScaleAlibi(config)
     initialise(network, seed=len(name))
     return Model(network, dtype=torch.float32)
@@ -102,9 +100,7 @@ def rows_of(archive: Path) -> pa.Table:
     tables = [t.cast(t.schema.remove_metadata()) for t in Archive.open(archive).tables()]
     text = [pa.string() if pa.types.is_dictionary(f.type) else f.type for f in tables[0].schema]
     plain = pa.schema([f.with_type(t) for f, t in zip(tables[0].schema, text, strict=True)])
-    return pa.concat_tables([t.cast(plain) for t in tables]).sort_by(
-        [("source", "ascending"), ("id", "ascending")]
-    )
+    return pa.concat_tables([t.cast(plain) for t in tables]).sort_by([("source", "ascending"), ("id", "ascending")])
 
 
 @pytest.fixture(scope="module")
@@ -124,18 +120,14 @@ def scenes(tmp_path: Path) -> Path:
     return folder
 
 
-def test_every_tile_of_every_source_becomes_one_row_with_its_facts(
-    scenes: Path, tmp_path: Path, model: Model
-) -> None:
+def test_every_tile_of_every_source_becomes_one_row_with_its_facts(scenes: Path, tmp_path: Path, model: Model) -> None:
     summary = embed([scenes], tmp_path / "a", model)
     assert summary.failures == ()
     assert [Path(s).name for s in summary.embedded] == ["a.tif", "b.TIFF", "s1.tif", "s2.tif"]
     assert (summary.tiles, summary.rows, summary.nodata_tiles) == (12 + 1 + 4 + 4, 21, 0)
     assert 0 < summary.model_share < 1
     assert summary.sentence().startswith("21 tiles of 4 sources embedded in ")
-    assert len(list((tmp_path / "a" / "shards").iterdir())) == 1, (
-        "tiles of several small scenes share a shard"
-    )
+    assert len(list((tmp_path / "a" / "shards").iterdir())) == 1, "tiles of several small scenes share a shard"
     rows = rows_of(tmp_path / "a").to_pylist()
     assert len({r["id"] for r in rows}) == 21
     for path in summary.embedded:
@@ -284,9 +276,7 @@ def test_tiles_without_data_are_left_out_and_not_tried_again(tmp_path: Path, mod
     write_geotiff(tmp_path / "swath.tif", replace(raster, valid=(raster.pixels != 0).any(axis=0)))
     summary = embed([tmp_path / "swath.tif"], tmp_path / "a", model)
     assert summary.failures == ()
-    assert (summary.tiles, summary.nodata_tiles) == (2, 4), (
-        "four pixels are too few for the model: as good as none"
-    )
+    assert (summary.tiles, summary.nodata_tiles) == (2, 4), "four pixels are too few for the model: as good as none"
     shares = {r["row"]: r["valid_share"] for r in rows_of(tmp_path / "a").to_pylist()}
     assert shares == {0: 1.0, 32: 0.25}
     assert "4 tiles without data left out" in summary.sentence()
@@ -324,9 +314,7 @@ def test_clouds_are_told_from_bands_that_the_model_does_not_read(tmp_path: Path)
     write_geotiff(tmp_path / "s2.tif", raster)
     bands = ("nir",)
     normalization = Normalization.for_sensor(sensor("sentinel-2-l2a"), bands)
-    tower = TowerConfig(
-        name="nir", bands=bands, depth=1, patch=8, normalizations={"sentinel-2-l2a": normalization}
-    )
+    tower = TowerConfig(name="nir", bands=bands, depth=1, patch=8, normalizations={"sentinel-2-l2a": normalization})
     network = ScaleAlibi(
         ScaleAlibiConfig(name="nir", width=32, heads=4, towers=(tower,), position=PositionConfig(), tile=TILE)
     )
@@ -348,9 +336,7 @@ def test_an_archive_of_another_model_or_tile_side_is_refused_and_unchanged(
     assert Archive.open(tmp_path / "a").rows == 1
 
 
-def test_out_that_is_a_file_and_a_second_writer_are_refused(
-    scenes: Path, tmp_path: Path, model: Model
-) -> None:
+def test_out_that_is_a_file_and_a_second_writer_are_refused(scenes: Path, tmp_path: Path, model: Model) -> None:
     with pytest.raises(ArchiveError, match="got a file"):
         embed([scenes], scenes / "readme.txt", model)
     with (
@@ -360,9 +346,7 @@ def test_out_that_is_a_file_and_a_second_writer_are_refused(
         embed([scenes], tmp_path / "a", model)
 
 
-def test_a_large_scene_spans_several_shards(
-    tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_scene_spans_several_shards(tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("alidade.search.embed.SHARD_ROWS", 20)
     make_scene(tmp_path / "big.tif", 1, height=320, width=192)
     summary = embed([tmp_path / "big.tif"], tmp_path / "a", model, batch=8)

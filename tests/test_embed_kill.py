@@ -110,9 +110,7 @@ def rows_of(archive: Path) -> pa.Table:
 @pytest.mark.parametrize("mode", ["random", "steps"])
 def test_nothing_acknowledged_is_lost_and_the_end_is_the_same(tmp_path: Path, mode: str) -> None:
     arguments = [str(Path(__file__).parent), str(tmp_path / "scenes"), str(tmp_path), mode]
-    run = subprocess.run(
-        [sys.executable, "-c", DRIVER, *arguments], capture_output=True, text=True, timeout=120
-    )
+    run = subprocess.run([sys.executable, "-c", DRIVER, *arguments], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     lives = json.loads(run.stdout)
     assert sum(len(seen) for _, seen in lives) >= 10

@@ -201,9 +201,7 @@ def test_a_place_is_a_box_of_no_size(rows, lon, lat):
 
 
 def test_rows_without_numbers_never_match():
-    columns = np.array(
-        [[np.nan, 0, 1, 1], [0, np.nan, 1, 1], [0, 0, np.nan, 1], [0, 0, 1, np.nan], [0, 0, 1, 1]]
-    ).T
+    columns = np.array([[np.nan, 0, 1, 1], [0, np.nan, 1, 1], [0, 0, np.nan, 1], [0, 0, 1, np.nan], [0, 0, 1, 1]]).T
     whole = (-180.0, -90.0, 180.0, 90.0)
     assert bbox_mask(*columns, whole).tolist() == [False, False, False, False, True]
 

@@ -367,9 +367,7 @@ def test_a_grid_over_the_antimeridian_gives_two_rings():
 
 
 @pytest.mark.parametrize(("crs", "pole"), [("EPSG:3413", 90.0), ("EPSG:3031", -90.0)])
-@pytest.mark.parametrize(
-    "corner", [(-25_600.0, 25_600.0), (0.0, 0.0), (-51_200.0, 25_600.0), (-9_000.0, -2.0)]
-)
+@pytest.mark.parametrize("corner", [(-25_600.0, 25_600.0), (0.0, 0.0), (-51_200.0, 25_600.0), (-9_000.0, -2.0)])
 def test_a_grid_that_holds_or_touches_a_pole_is_covered_by_a_cap(crs, pole, corner):
     grid = north_up(crs, 100.0, *corner)
     outline = grid.footprint()

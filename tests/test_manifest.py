@@ -39,9 +39,7 @@ def test_the_state_follows_from_the_events(events: list[tuple[str, set[int], boo
             settled[name] = set()
             continue
         new = tiles - settled[name]
-        coverage = Coverage(
-            source=name, relative=name, source_id=name, total=61, tiles=ranges_of(new), empty=()
-        )
+        coverage = Coverage(source=name, relative=name, source_id=name, total=61, tiles=ranges_of(new), empty=())
         assert not manifest.overlaps([coverage])
         assert coverage_from_json(coverage_to_json([coverage])) == (coverage,)
         shard = {"kind": "shard", "file": f"{number}", "rows": len(new), "bytes": 1, "sha256": ""}

@@ -120,9 +120,7 @@ def test_invalid_pixels_are_zero_and_alter_no_other(
 def test_one_bad_band_makes_the_pixel_bad_in_all() -> None:
     pixels = np.full((2, 1, 3), 0.3, dtype=np.float32)
     pixels[0, 0, 0], pixels[1, 0, 1] = np.nan, np.inf
-    values, good = Normalization.for_sensor(S2, ["B03", "B04"]).apply(
-        make(pixels, ("B03", "B04"), REFLECTANCE)
-    )
+    values, good = Normalization.for_sensor(S2, ["B03", "B04"]).apply(make(pixels, ("B03", "B04"), REFLECTANCE))
     assert good.tolist() == [[False, False, True]]
     assert not values[:, 0, :2].any()
     assert np.isfinite(values).all()
@@ -255,9 +253,7 @@ GOOD = json.loads(Normalization.for_sensor(S2, ["B04"]).to_json())
 def test_damaged_json_is_refused(text: str, got: str) -> None:
     with pytest.raises(WeightsError, match=got) as caught:
         Normalization.from_json(text)
-    assert "expected JSON with exactly bands, unit, mean, std and method. Save the weights" in str(
-        caught.value
-    )
+    assert "expected JSON with exactly bands, unit, mean, std and method. Save the weights" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -328,9 +324,7 @@ def test_bright_and_green_is_cloud(green: float, red: float, cloud: bool) -> Non
 
 
 @given(REFLECTANCES, MASKS)
-def test_cloud_share_looks_at_valid_pixels_only(
-    pixels: NDArray[np.float32], valid: NDArray[np.bool_]
-) -> None:
+def test_cloud_share_looks_at_valid_pixels_only(pixels: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
     names = ("B02", "B03", "B04")
     share = reflectance_cloud_share(make(pixels, names, REFLECTANCE, valid))
     other = reflectance_cloud_share(make(np.where(valid, pixels, 9), names, REFLECTANCE, valid))

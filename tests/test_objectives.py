@@ -51,9 +51,7 @@ def test_loss_is_symmetric_info_nce() -> None:
     a, b = (nn.functional.normalize(values[s], dim=-1) for s in ("sar", "low"))
     logits = LOG_SCALE.exp() * a @ b.T
     target = torch.arange(6)
-    expected = (
-        nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)
-    ) / 2
+    expected = (nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)) / 2
     assert torch.allclose(contrastive_losses(values, LOG_SCALE)["sar", "low"], expected, atol=1e-6)
 
 
@@ -63,12 +61,8 @@ def test_samples_without_a_sensor_are_neither_match_nor_negative() -> None:
     present["high"][[1, 4]] = False
     losses = contrastive_losses(values, LOG_SCALE, present)
     some = {k: v[[0, 2, 3, 5]] for k, v in values.items()}
-    assert torch.allclose(
-        losses["low", "high"], contrastive_losses(some, LOG_SCALE)["low", "high"], atol=1e-5
-    )
-    assert torch.allclose(
-        losses["sar", "low"], contrastive_losses(values, LOG_SCALE)["sar", "low"], atol=1e-6
-    )
+    assert torch.allclose(losses["low", "high"], contrastive_losses(some, LOG_SCALE)["low", "high"], atol=1e-5)
+    assert torch.allclose(losses["sar", "low"], contrastive_losses(values, LOG_SCALE)["sar", "low"], atol=1e-6)
     present["high"][:] = False
     assert contrastive_losses(values, LOG_SCALE, present)["sar", "high"] == 0
 

@@ -25,9 +25,7 @@ def dense(kind: str, query: Places, key: Places) -> torch.Tensor:
 
 
 def test_slopes_are_alibis() -> None:
-    assert torch.allclose(
-        alibi_slopes(16)[[0, 1, 7, 15]], torch.tensor([0.70711, 0.5, 0.0625, 0.00391]), atol=1e-5
-    )
+    assert torch.allclose(alibi_slopes(16)[[0, 1, 7, 15]], torch.tensor([0.70711, 0.5, 0.0625, 0.00391]), atol=1e-5)
     assert torch.allclose(alibi_slopes(8), 2.0 ** -torch.arange(1, 9).float())
     twelve = alibi_slopes(12)
     assert torch.allclose(twelve[:8], alibi_slopes(8))
@@ -92,9 +90,7 @@ def test_order_of_tokens_is_only_an_order(kind: str) -> None:
     places = grid_places(4, 6, 8, (10.0, 10.0))
     ids = torch.randperm(24, generator=torch.Generator().manual_seed(3)).unsqueeze(0)
     shuffled = gather_places(places, ids)
-    assert torch.equal(
-        dense(kind, shuffled, shuffled)[0], dense(kind, places, places)[0][:, ids[0]][:, :, ids[0]]
-    )
+    assert torch.equal(dense(kind, shuffled, shuffled)[0], dense(kind, places, places)[0][:, ids[0]][:, :, ids[0]])
 
 
 @pytest.mark.parametrize("kind", DISTANCE_VARIANTS)
@@ -111,17 +107,11 @@ def test_masked_bias_is_the_dense_bias_at_the_kept_rows(kind: str) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(
-    rows=st.integers(1, 9), cols=st.integers(1, 9), patch=st.sampled_from([4, 8, 16]), gsd=st.floats(0.3, 60)
-)
+@given(rows=st.integers(1, 9), cols=st.integers(1, 9), patch=st.sampled_from([4, 8, 16]), gsd=st.floats(0.3, 60))
 def test_rectangular_grids(rows: int, cols: int, patch: int, gsd: float) -> None:
-    bias = dense(
-        "metres", grid_places(rows, cols, patch, (gsd, gsd)), grid_places(cols, rows, patch, (gsd, gsd))
-    )
+    bias = dense("metres", grid_places(rows, cols, patch, (gsd, gsd)), grid_places(cols, rows, patch, (gsd, gsd)))
     assert bias.shape == (1, HEADS, rows * cols, rows * cols)
-    square = dense(
-        "metres", grid_places(rows, cols, patch, (gsd, gsd)), grid_places(rows, cols, patch, (gsd, gsd))
-    )
+    square = dense("metres", grid_places(rows, cols, patch, (gsd, gsd)), grid_places(rows, cols, patch, (gsd, gsd)))
     assert torch.equal(square, square.transpose(-1, -2))
     assert (square.diagonal(dim1=-2, dim2=-1) == 0).all()
 

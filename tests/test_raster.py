@@ -39,9 +39,7 @@ def band(name: str, common_name: str | None) -> Band:
 
 REFLECTANCE = Encoding(unit=Unit.REFLECTANCE, scale=1e-4, offset=-0.1, nodata=0)
 BANDS = (band("B04", "red"), band("B05", "rededge"), band("B06", "rededge"), band("B08", "nir"))
-SENSOR = Sensor(
-    id="test-2", title="Test", kind="optical", unit=Unit.REFLECTANCE, native=REFLECTANCE, bands=BANDS
-)
+SENSOR = Sensor(id="test-2", title="Test", kind="optical", unit=Unit.REFLECTANCE, native=REFLECTANCE, bands=BANDS)
 
 
 def scene(pixels: np.ndarray, encoding: Encoding = REFLECTANCE, **changes: object) -> Raster:
@@ -51,9 +49,7 @@ def scene(pixels: np.ndarray, encoding: Encoding = REFLECTANCE, **changes: objec
         "bands": BANDS[:count],
         "encodings": (encoding,) * count,
         "valid": np.ones((height, width), dtype=bool),
-        "grid": Grid(
-            crs=CRS("EPSG:32633"), transform=Affine(10, 0, 5e5, 0, -10, 5e6), width=width, height=height
-        ),
+        "grid": Grid(crs=CRS("EPSG:32633"), transform=Affine(10, 0, 5e5, 0, -10, 5e6), width=width, height=height),
         "sensor": SENSOR,
         "time": datetime(2024, 5, 1, tzinfo=UTC),
         "source": "scene.tif",

@@ -112,8 +112,7 @@ def test_invalid_pixels_change_nothing() -> None:
     changed[:, :, 16:] = 50.0
     days = torch.zeros(1, dtype=torch.float64)
     pooled = [
-        network.pool(network.run(network.embed_patches("high", p, valid, (2.5, 2.5), days)))
-        for p in (pixels, changed)
+        network.pool(network.run(network.embed_patches("high", p, valid, (2.5, 2.5), days))) for p in (pixels, changed)
     ]
     assert torch.allclose(*pooled, atol=1e-5)
 

@@ -79,12 +79,7 @@ def expected(rows: list[TileRow], k: int) -> tuple[list[str], list[float]]:
     """The definition, in float64 over the stored float16 numbers."""
     scored = []
     for row in rows:
-        unit = (
-            (row.embedding / np.linalg.norm(row.embedding))
-            .astype(np.float32)
-            .astype(np.float16)
-            .astype(float)
-        )
+        unit = (row.embedding / np.linalg.norm(row.embedding)).astype(np.float32).astype(np.float16).astype(float)
         scored.append((-float(unit @ QUERY / np.linalg.norm(unit) / np.linalg.norm(QUERY)), row.id))
     best = sorted(scored)[:k]
     return [i for _, i in best], [-s for s, _ in best]
@@ -117,9 +112,7 @@ def test_filters_by_sensor_time_and_box_alone_and_together(scanner: Scanner, row
         if r.footprint is None:
             return False
         west, _, east, _ = r.footprint.bbox()
-        return (
-            any(west + turn <= box[2] and east + turn >= box[0] for turn in (-360, 0, 360)) and west <= east
-        )
+        return any(west + turn <= box[2] and east + turn >= box[0] for turn in (-360, 0, 360)) and west <= east
 
     cases = [
         ({"time": (start, end)}, [r for r in rows if in_time(r)]),
@@ -212,9 +205,7 @@ def test_an_empty_archive_answers_with_nothing(tmp_path: Path) -> None:
         ({"query": QUERY, "time": (START, START - timedelta(1))}, "a start that is not after the end"),
     ],
 )
-def test_what_cannot_be_answered_is_refused(
-    scanner: Scanner, arguments: dict[str, object], told: str
-) -> None:
+def test_what_cannot_be_answered_is_refused(scanner: Scanner, arguments: dict[str, object], told: str) -> None:
     with pytest.raises(AlidadeError, match=told):
         scanner.search(**arguments)  # type: ignore[arg-type]
 
@@ -225,9 +216,7 @@ def test_the_tile_at_a_point_is_the_one_with_the_nearest_centre(tmp_path: Path) 
     made = [make_row(i, rng.standard_normal(DIM), footprint=Footprint.box(b)) for i, b in enumerate(boxes)]
     made.append(make_row(9, rng.standard_normal(DIM), footprint=Footprint.around([30, 40, 40], [0, 0, 10])))
     scanner = build(tmp_path / "a", made)
-    found = {
-        p: scanner.at(*p).row["id"] for p in [(1, 1), (6.5, 6.5), (7.8, 7.8), (19, 19), (-179.5, 1), (180, 1)]
-    }
+    found = {p: scanner.at(*p).row["id"] for p in [(1, 1), (6.5, 6.5), (7.8, 7.8), (19, 19), (-179.5, 1), (180, 1)]}
     assert list(found.values()) == [f"row-0000{i}" for i in (0, 1, 1, 2, 3, 3)]
     place = scanner.at(39, 1)
     assert (place.row["id"], place.row["col"]) == ("row-00009", 9)

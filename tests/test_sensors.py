@@ -145,9 +145,7 @@ def test_generic_sensor_is_described_in_full_by_its_id(nanometres: list[int], gs
 @given(WAVELENGTHS)
 def test_generic_bands_take_the_nearest_sentinel_2_statistics(nanometres: list[int]) -> None:
     surface = SENSORS["sentinel-2-l2a"]
-    for n, band in zip(
-        nanometres, generic_multispectral([n / 1000 for n in nanometres], 10).bands, strict=True
-    ):
+    for n, band in zip(nanometres, generic_multispectral([n / 1000 for n in nanometres], 10).bands, strict=True):
         assert band.name == f"W{n / 1000:.3f}"
         like = nearest_band(surface.bands, n / 1000)
         assert all(

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from affine import Affine
-from make_fixtures import L1C, meadow, write_tif
 
 import alidade
 from alidade.imagery.files import Declared
@@ -18,6 +17,7 @@ from alidade.imagery.raster import Raster
 from alidade.imagery.sensors import sensor
 from alidade.imagery.windows import Window
 from alidade.models.model import Model
+from make_fixtures import L1C, meadow, write_tif
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 RIVER = SAMPLES / "sentinel-2" / "eurosat_River_2354.tif"

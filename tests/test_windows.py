@@ -57,12 +57,8 @@ class ArraySource:
             bands=named,
             encodings=(encoding,) * bands,
             valid=pixels[0] % 7 != 0,
-            grid=Grid(
-                crs=CRS("EPSG:32633"), transform=Affine(10, 0, 5e5, 0, -10, 5e6), width=width, height=height
-            ),
-            sensor=Sensor(
-                id="test", title="Test", kind="optical", unit=Unit.DISPLAY, native=encoding, bands=named
-            ),
+            grid=Grid(crs=CRS("EPSG:32633"), transform=Affine(10, 0, 5e5, 0, -10, 5e6), width=width, height=height),
+            sensor=Sensor(id="test", title="Test", kind="optical", unit=Unit.DISPLAY, native=encoding, bands=named),
             time=datetime(2024, 5, 1, tzinfo=UTC),
             source="scene.tif",
         )

@@ -57,9 +57,7 @@ def run_embed(
     loaded = load(model or DEFAULT, weights=weights)
     show_model(loaded)
     with Bar() as bar:
-        summary = embed_archive(
-            paths, archive, loaded, declared=declared, tile=tile, batch=batch, progress=bar
-        )
+        summary = embed_archive(paths, archive, loaded, declared=declared, tile=tile, batch=batch, progress=bar)
     report(summary, as_json=as_json)
     if summary.failures:
         raise typer.Exit(2)
@@ -181,9 +179,7 @@ def show(hits: Hits, form: str, path: Path | None) -> None:
         err.print(f"{len(hits)} results: {path}")
     elif form == "table":
         show_table(export.TABLE_HEADER, export.table_rows(hits))
-        err.print(
-            f"{len(hits)} of {hits.matches:,} matching tiles, exact, {1e3 * hits.seconds:.0f} ms", style="dim"
-        )
+        err.print(f"{len(hits)} of {hits.matches:,} matching tiles, exact, {1e3 * hits.seconds:.0f} ms", style="dim")
     elif form == "json":
         show_json(export.to_json(hits))
     elif form == "geojson":

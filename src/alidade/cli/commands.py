@@ -58,20 +58,14 @@ def embed(
     from alidade.cli.archive import run_embed
 
     declared = opt.declared_from(sensor, bands, unit, scale, offset, nodata, taken, gsd)
-    run_embed(
-        paths, out, model=model, weights=weights, tile=tile, batch=batch, declared=declared, as_json=as_json
-    )
+    run_embed(paths, out, model=model, weights=weights, tile=tile, batch=batch, declared=declared, as_json=as_json)
 
 
 def search(
     archive: Annotated[Path, typer.Argument(help="Directory of the archive.")],
     like: Annotated[str | None, typer.Option(help="Find tiles like this GeoTIFF.")] = None,
-    at: Annotated[
-        str | None, typer.Option(metavar="LON,LAT", help="Find tiles like the one at this place.")
-    ] = None,
-    bbox: Annotated[
-        str | None, typer.Option(metavar="W,S,E,N", help="Only tiles that touch this box.")
-    ] = None,
+    at: Annotated[str | None, typer.Option(metavar="LON,LAT", help="Find tiles like the one at this place.")] = None,
+    bbox: Annotated[str | None, typer.Option(metavar="W,S,E,N", help="Only tiles that touch this box.")] = None,
     time: Annotated[str | None, typer.Option(metavar="START/END", help="Only tiles taken then.")] = None,
     only: Annotated[str | None, typer.Option("--only-sensor", help="Only tiles of this sensor.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many results.")] = 10,
@@ -118,22 +112,14 @@ def models(as_json: opt.Json = False) -> None:
         show_json({"default": DEFAULT, "models": known()})
         return
     for name in known():
-        note = (
-            " (default)"
-            if name == DEFAULT
-            else "  (needs --weights PATH)"
-            if name.startswith("croma")
-            else ""
-        )
+        note = " (default)" if name == DEFAULT else "  (needs --weights PATH)" if name.startswith("croma") else ""
         out.print(name + note)
 
 
 def bench(
     what: Annotated[str, typer.Argument(help="encoder, attention or store.")],
     rounds: Annotated[int, typer.Option(min=3, help="Measured rounds.")] = 7,
-    size: Annotated[
-        int, typer.Option(min=256, help="store: side of the generated scene in pixels.")
-    ] = 10_980,
+    size: Annotated[int, typer.Option(min=256, help="store: side of the generated scene in pixels.")] = 10_980,
     directory: Annotated[
         Path | None, typer.Option("--dir", help="store: where to generate. [default: temporary]")
     ] = None,
@@ -165,9 +151,7 @@ def bench(
 
 
 def demo(
-    data: Annotated[
-        Path | None, typer.Option(help="Sample scenes. [default: samples/ of this repository]")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Sample scenes. [default: samples/ of this repository]")] = None,
     out: Annotated[Path, typer.Option(help="Where the archive and the pictures go.")] = Path("demo-out"),
     as_json: opt.Json = False,
 ) -> None:

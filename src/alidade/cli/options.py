@@ -12,21 +12,15 @@ from alidade.imagery.bands import Unit
 from alidade.imagery.files import Declared
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of text.")]
-ModelName = Annotated[
-    str | None, typer.Option("--model", help="Model name or directory. [default: the shipped one]")
-]
-Weights = Annotated[
-    str | None, typer.Option("--weights", help="Checkpoint file, for croma-base and croma-large.")
-]
+ModelName = Annotated[str | None, typer.Option("--model", help="Model name or directory. [default: the shipped one]")]
+Weights = Annotated[str | None, typer.Option("--weights", help="Checkpoint file, for croma-base and croma-large.")]
 SensorName = Annotated[str | None, typer.Option("--sensor", help="Sensor of the files, e.g. sentinel-2-l2a.")]
 Bands = Annotated[str | None, typer.Option("--bands", help="Band names in file order, e.g. B02,B03,B04.")]
 UnitName = Annotated[str | None, typer.Option("--unit", help="Unit: reflectance, dB, power or display.")]
 Scale = Annotated[float | None, typer.Option("--scale", help="value = stored * SCALE + OFFSET.")]
 Offset = Annotated[float | None, typer.Option("--offset", help="See --scale; Sentinel-2: 0 or -0.1.")]
 Nodata = Annotated[float | None, typer.Option("--nodata", help="Stored number that means no data.")]
-Taken = Annotated[
-    str | None, typer.Option("--taken", help="Time of acquisition, ISO 8601, UTC unless it says.")
-]
+Taken = Annotated[str | None, typer.Option("--taken", help="Time of acquisition, ISO 8601, UTC unless it says.")]
 Gsd = Annotated[float | None, typer.Option("--gsd", help="Ground metres per pixel, for files without a CRS.")]
 
 

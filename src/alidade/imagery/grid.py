@@ -113,9 +113,7 @@ class Grid:
         a, b, c, d, e, f = self.transform[:6]
         # written out, because composing by operator is spelled differently in affine 2 and 3
         moved = Affine(a, b, a * col + b * row + c, d, e, d * col + e * row + f)
-        return Grid(
-            crs=self.crs, transform=moved, width=width, height=height, gsd_override_m=self.gsd_override_m
-        )
+        return Grid(crs=self.crs, transform=moved, width=width, height=height, gsd_override_m=self.gsd_override_m)
 
     def to_lonlat(self, rows: npt.ArrayLike, cols: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
         """Longitudes in [-180, 180] and latitudes, WGS84 degrees, of continuous pixel coordinates.

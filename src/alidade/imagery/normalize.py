@@ -194,9 +194,7 @@ def _wrong_unit(source: str, band: str, encoding: Encoding, accepted: tuple[Unit
 
 
 def _refuse(got: str, expected: str) -> SensorError:
-    return SensorError(
-        "normalisation", got=got, expected=expected, next_step="Build it with Normalization.for_sensor."
-    )
+    return SensorError("normalisation", got=got, expected=expected, next_step="Build it with Normalization.for_sensor.")
 
 
 def _damaged(got: str) -> WeightsError:

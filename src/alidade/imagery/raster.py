@@ -140,9 +140,7 @@ class Raster:
         out = np.empty(self.pixels.shape, dtype=np.float32)
         # nodata such as -1.8e308 overflows float32, which is no harm as these pixels become NaN below
         with np.errstate(over="ignore", invalid="ignore"):
-            for band, encoding, stored, values in zip(
-                self.bands, self.encodings, self.pixels, out, strict=True
-            ):
+            for band, encoding, stored, values in zip(self.bands, self.encodings, self.pixels, out, strict=True):
                 values[:] = stored
                 if encoding.unit is Unit.CLASS:
                     continue

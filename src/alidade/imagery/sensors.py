@@ -43,9 +43,7 @@ def _sentinel_1(
         )
         for name, (mean, std) in {**measured, **analogous}.items()
     )
-    return Sensor(
-        id=identifier, title=title, kind="sar", unit=Unit.DB, native=Encoding(unit=Unit.DB), bands=bands
-    )
+    return Sensor(id=identifier, title=title, kind="sar", unit=Unit.DB, native=Encoding(unit=Unit.DB), bands=bands)
 
 
 def _sentinel_2(identifier: str, title: str, statistics: dict[str, tuple[float, float]]) -> Sensor:

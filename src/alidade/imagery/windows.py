@@ -137,9 +137,7 @@ def panels(
             )
             if tail:
                 end = min(math.ceil(end / block_height) * block_height, height)
-            found.append(
-                Panel(window=Window(row=row, col=col, height=end - row, width=strip_width), tiles=tiles)
-            )
+            found.append(Panel(window=Window(row=row, col=col, height=end - row, width=strip_width), tiles=tiles))
     return found
 
 

@@ -80,12 +80,8 @@ def make_geometry(
         return Geometry(name, None, _score_mod(positions, query, key), turns[0], turns[1])
     bias = positions.bias(query, key)
     if not bool(key.valid.all()):
-        blocked = torch.zeros(key.valid.shape, device=key.valid.device).masked_fill(~key.valid, MASKED)[
-            :, None, None
-        ]
-        bias = (
-            blocked.expand(-1, positions.heads, query.valid.shape[1], -1) if bias is None else bias + blocked
-        )
+        blocked = torch.zeros(key.valid.shape, device=key.valid.device).masked_fill(~key.valid, MASKED)[:, None, None]
+        bias = blocked.expand(-1, positions.heads, query.valid.shape[1], -1) if bias is None else bias + blocked
     return Geometry(name, None if bias is None else bias.to(dtype), None, turns[0], turns[1])
 
 

@@ -104,9 +104,7 @@ def from_json(text: str, origin: str) -> ScaleAlibiConfig:
         if position["length_range_m"] is not None:
             position["length_range_m"] = tuple(position["length_range_m"])
         if decoder is not None:
-            decoder = _strict(
-                DecoderConfig, decoder | {"wavelength_range_m": tuple(decoder["wavelength_range_m"])}
-            )
+            decoder = _strict(DecoderConfig, decoder | {"wavelength_range_m": tuple(decoder["wavelength_range_m"])})
         built = {"towers": towers, "position": _strict(PositionConfig, position), "decoder": decoder}
         return _strict(ScaleAlibiConfig, data | built)
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:

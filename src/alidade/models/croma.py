@@ -97,9 +97,7 @@ def _read(path: Path) -> dict[str, dict[str, Tensor]]:
         ) from None
     found = sorted(checkpoint) if isinstance(checkpoint, dict) else type(checkpoint).__name__
     if found != sorted(PARTS):
-        raise WeightsError(
-            f"{path}: weights", got=found, expected=expected, next_step="Pass the original file."
-        )
+        raise WeightsError(f"{path}: weights", got=found, expected=expected, next_step="Pass the original file.")
     return checkpoint  # type: ignore[no-any-return]
 
 
@@ -159,7 +157,7 @@ def _check(wanted: dict[str, Tensor], state: dict[str, Tensor], path: Path, size
         sample = (missing + extra + sorted(reshaped))[0]
         raise WeightsError(
             f"{path}: weights",
-            got=f"{len(missing)} keys missing, {len(extra)} unknown, {len(reshaped)} of another shape (first: {sample})",
+            got=f"{len(missing)} keys missing, {len(extra)} unknown, {len(reshaped)} of other shape (first: {sample})",
             expected=f"every key of {size.name} ({size.width} wide, {size.sar_depth}/{size.optical_depth}/"
             f"{size.fusion_depth} layers)",
             next_step="Load it under the name of its own size, croma-base or croma-large.",

@@ -13,9 +13,7 @@ class FeedForward(nn.Sequential):
     """Pre-norm two-layer perceptron, four times as wide inside."""
 
     def __init__(self, width: int) -> None:
-        super().__init__(
-            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
-        )
+        super().__init__(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
 
 class Block(nn.Module):

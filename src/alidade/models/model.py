@@ -162,9 +162,7 @@ class Model:
             if sensor.id.startswith(GENERIC_PREFIX) and "sentinel-2-l2a" in tower.normalizations:
                 method = tower.normalizations["sentinel-2-l2a"].method
                 return tower, Normalization.for_sensor(sensor, tower.bands, method)
-        takes = "; ".join(
-            f"{t.name}: {', '.join(t.bands)} of {', '.join(t.normalizations)}" for t in self.towers
-        )
+        takes = "; ".join(f"{t.name}: {', '.join(t.bands)} of {', '.join(t.normalizations)}" for t in self.towers)
         raise SensorError(
             f"{self.network.config.name}: no tower for this imagery",
             got=f"{sensor.id} with bands {', '.join(available)}",
@@ -202,9 +200,7 @@ class Model:
         with torch.inference_mode():
             return self._run(items[0].tower, pixels, valid, items[0].gsd_m, days)
 
-    def _run(
-        self, name: str, pixels: Tensor, valid: Tensor, gsd_m: tuple[float, float], days: Tensor
-    ) -> Tokens:
+    def _run(self, name: str, pixels: Tensor, valid: Tensor, gsd_m: tuple[float, float], days: Tensor) -> Tokens:
         tokens = self.network.embed_patches(name, pixels, valid, gsd_m, days)
         if not bool(tokens.places.valid.any(dim=1).all()):
             raise RasterError(

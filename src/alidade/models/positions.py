@@ -108,9 +108,7 @@ class Positions:
         head = torch.arange(self.heads, device=query.centres.device).view(-1, 1, 1)
         qx, qy = query.centres[:, None, :, None, 0], query.centres[:, None, :, None, 1]
         kx, ky = key.centres[:, None, None, :, 0], key.centres[:, None, None, :, 1]
-        return fn(
-            head, (qx, qy, query.footprint[:, None, :, None]), (kx, ky, key.footprint[:, None, None, :])
-        )
+        return fn(head, (qx, qy, query.footprint[:, None, :, None]), (kx, ky, key.footprint[:, None, None, :]))
 
 
 def ground_distance(q: tuple[Tensor, Tensor, Tensor], k: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -169,9 +167,7 @@ class HalfPatches(Positions):
         lengths = head_lengths(self.config, many).repeat_interleave(2)[: self.heads].to(device)
 
         def bias(h: Tensor, q: tuple[Tensor, Tensor, Tensor], k: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-            return -torch.where(
-                h % 2 == 0, slopes[h] * patch_distance(q, k), ground_distance(q, k) / lengths[h]
-            )
+            return -torch.where(h % 2 == 0, slopes[h] * patch_distance(q, k), ground_distance(q, k) / lengths[h])
 
         return bias
 

@@ -18,6 +18,15 @@ from alidade.models.positions import PositionConfig, Positions, sincos
 from alidade.models.tokens import Places, Tokens, grid_places
 
 
+class Projection(nn.Linear):
+    """A linear layer that starts as the identity."""
+
+    def reset_parameters(self) -> None:
+        """Identity weight, zero bias."""
+        nn.init.eye_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
 class Head(nn.Module):
     """What follows the mean over valid tokens: LayerNorm and a perceptron (CROMA's GAP-FFN), or one linear layer.
 
@@ -26,10 +35,7 @@ class Head(nn.Module):
 
     def __init__(self, width: int, *, mlp: bool) -> None:
         super().__init__()
-        self.layers = FeedForward(width) if mlp else nn.Sequential(nn.Linear(width, width))
-        if not mlp:
-            nn.init.eye_(self.layers[0].weight)
-            nn.init.zeros_(self.layers[0].bias)
+        self.layers: nn.Module = FeedForward(width) if mlp else Projection(width, width)
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Pooled features ``[B, D]``, not normalised."""
@@ -51,9 +57,7 @@ class Decoder(nn.Module):
         self.feed_forwards = nn.ModuleList(FeedForward(config.width) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
         self.mask_tokens = nn.ParameterDict({t.name: nn.Parameter(torch.zeros(config.width)) for t in towers})
-        self.pixels = nn.ModuleDict(
-            {t.name: nn.Linear(config.width, len(t.bands) * t.patch * t.patch) for t in towers}
-        )
+        self.pixels = nn.ModuleDict({t.name: nn.Linear(config.width, len(t.bands) * t.patch * t.patch) for t in towers})
 
     def forward(self, context: Tokens, target: Places, tower: str) -> Tensor:
         """Pixels ``[B, Nt, C·patch·patch]`` of ``tower`` at the places ``target``, in standardised units."""
@@ -89,9 +93,7 @@ class ScaleAlibi(nn.Module):
         self.attention_backend: str | None = None
         self._latest: tuple[Places, Places, tuple[str | None, torch.dtype], Geometry] | None = None
         width, heads, shared = config.width, config.heads, config.shared_depth
-        self.patches = nn.ModuleDict(
-            {t.name: PatchEmbed(len(t.bands), t.patch, width) for t in config.towers}
-        )
+        self.patches = nn.ModuleDict({t.name: PatchEmbed(len(t.bands), t.patch, width) for t in config.towers})
         self.trunks = nn.ModuleDict(
             {"shared": Trunk(width, heads, shared)}
             if shared is not None
@@ -234,11 +236,10 @@ def same(a: Places, b: Places) -> bool:
 
 
 def initialise(model: ScaleAlibi, seed: int) -> None:
-    """All initial values in one place: linear weights normal with std 0.02, mask tokens too, biases zero."""
+    """All initial values in one place: linear weights and mask tokens normal (std 0.02), biases zero, projections identity."""
     generator = torch.Generator().manual_seed(seed)
-    identities = {id(head.layers[0]) for head in model.heads.values() if not model.config.mlp_head}
     for module in model.modules():
-        if isinstance(module, nn.Linear) and id(module) not in identities:
+        if isinstance(module, nn.Linear) and not isinstance(module, Projection):
             nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

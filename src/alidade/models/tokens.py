@@ -118,9 +118,7 @@ def concatenate(parts: list[Tokens]) -> Tokens:
     first = parts[0]
     return Tokens(
         features=torch.cat([t.features for t in parts], dim=1),
-        places=Places(
-            *(torch.cat(list(column), dim=1) for column in zip(*(t.places for t in parts), strict=True))
-        ),
+        places=Places(*(torch.cat(list(column), dim=1) for column in zip(*(t.places for t in parts), strict=True))),
         sensor="+".join(t.sensor for t in parts),
         days=first.days,
     )

@@ -59,9 +59,7 @@ def contrastive_losses(
         for name, value in features.items()
     }
     scale = log_scale.exp().clamp(max=100)
-    return {
-        (a, b): _pair_loss(scale * unit[a] @ unit[b].T, here[a] & here[b]) for a, b in combinations(unit, 2)
-    }
+    return {(a, b): _pair_loss(scale * unit[a] @ unit[b].T, here[a] & here[b]) for a, b in combinations(unit, 2)}
 
 
 def _pair_loss(logits: Tensor, both: Tensor) -> Tensor:

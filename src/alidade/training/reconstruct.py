@@ -38,9 +38,7 @@ class Batch:
     gsd_m: tuple[float, float]
 
 
-def random_crops(
-    scenes: Sequence[Scene], *, side: int, coarser: int, count: int, rng: np.random.Generator
-) -> Batch:
+def random_crops(scenes: Sequence[Scene], *, side: int, coarser: int, count: int, rng: np.random.Generator) -> Batch:
     """``count`` random square crops of scenes of one tower and GSD, turned and mirrored at random.
 
     Args:
@@ -91,9 +89,7 @@ def coarsen(pixels: Tensor, valid: Tensor, factor: int) -> tuple[Tensor, Tensor]
     return mean * kept, kept.squeeze(1)
 
 
-def masked_reconstruction(
-    network: ScaleAlibi, batch: Batch, *, keep: float, generator: torch.Generator
-) -> Tensor:
+def masked_reconstruction(network: ScaleAlibi, batch: Batch, *, keep: float, generator: torch.Generator) -> Tensor:
     """The loss of one batch: hide ``1 - keep`` of the patches, encode the rest, predict the hidden ones' pixels."""
     days = torch.full((len(batch.pixels),), float("nan"), dtype=torch.float64)
     tokens = network.embed_patches(batch.tower, batch.pixels, batch.valid, batch.gsd_m, days)
