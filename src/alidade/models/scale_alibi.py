@@ -236,7 +236,7 @@ def same(a: Places, b: Places) -> bool:
 
 
 def initialise(model: ScaleAlibi, seed: int) -> None:
-    """All initial values in one place: linear weights and mask tokens normal (std 0.02), biases zero, projections identity."""
+    """All initial values in one place: linear layers and mask tokens normal (std 0.02), projections the identity."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.Linear) and not isinstance(module, Projection):
