@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from alidade.search.archive import Archive
+from search_scenes import rows_of
 
 # Forks a new embedding process per round: what is slow to import is imported once, and no torch or Arrow
 # thread exists before the fork.
@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
 import alidade.search.embed as embedding
-from test_embed import make_scene, tiny_model
+from search_scenes import make_scene, tiny_model
 
 scenes, work, mode = Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
 embedding.SHARD_ROWS = 8 if mode == "random" else 24
@@ -100,11 +100,6 @@ def every_step():
 lives = list({"random": random_moments, "steps": every_step}[mode]())
 print(json.dumps(lives))
 """
-
-
-def rows_of(archive: Path) -> pa.Table:
-    tables = [t.replace_schema_metadata(None) for t in Archive.open(archive).tables()]
-    return pa.concat_tables(tables).unify_dictionaries().combine_chunks().sort_by("id")
 
 
 @pytest.mark.parametrize("mode", ["random", "steps"])

@@ -23,7 +23,7 @@ def test_scanning_rows_come_with_their_targets(tmp_path: Path) -> None:
     rows = {r.name: r for r in store_bench.scan_rows(tmp_path / "a", 5000)}
     scan = rows["exact scan, 5,000 rows"]
     assert scan.value > 0
-    assert scan.target == "at most 0.75"
+    assert scan.target == "<= 0.75 ms"
     assert scan.ok == (scan.value <= 0.75)
     assert rows["shard size"].value == pytest.approx(512 + 25, abs=30)
     assert not (tmp_path / "a").exists()

@@ -9,9 +9,11 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import lzma
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,9 +31,7 @@ SPLITS = ("train", "val", "test")
 MAX_MEMBER_BYTES = 2**20
 MAX_SIDE = 1024
 
-EUROSAT_BANDS = tuple(
-    "B01 B02 B03 B04 B05 B06 B07 B08 B09 B10 B11 B12 B8A".split()
-)  # fmt: skip
+EUROSAT_BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B09", "B10", "B11", "B12", "B8A")
 """Order in EuroSAT's own files: B8A stands last, not behind B08."""
 
 Row = Mapping[str, str]
@@ -300,25 +300,20 @@ def _small(path: Path) -> bytes:
     return path.read_bytes()
 
 
-class _opening:  # noqa: N801  (reads as a verb in a with statement)
-    """Turns what a missing or torn archive raises into one line for the user."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        if not self.path.is_file():
-            raise DataError(
-                f"{self.path}: data",
-                got="no such file",
-                expected="a file of the public data pack",
-                next_step="Pass the folder that holds eurosat_rgb, ucm_captions, ... with --data.",
-            )
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        # lzma.LZMAError and EOFError come out of tarfile as ReadError or as themselves
-        if isinstance(error, tarfile.TarError | zipfile.BadZipFile | EOFError | OSError | csv.Error):
-            raise _bad(str(self.path), f"{type(error).__name__}: {error}", "a whole file of the data pack") from None
+@contextmanager
+def _opening(path: Path) -> Iterator[None]:
+    """Turns what a missing or torn file raises into one line for the user."""
+    if not path.is_file():
+        raise DataError(
+            f"{path}: data",
+            got="no such file",
+            expected="a file of the public data pack",
+            next_step="Pass the folder that holds eurosat_rgb, ucm_captions, ... with --data.",
+        )
+    try:
+        yield
+    except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, EOFError, OSError, csv.Error) as error:
+        raise _bad(str(path), f"{type(error).__name__}: {error}", "a whole file of the data pack") from None
 
 
 def _missing(where: Path, names: Sequence[str]) -> DataError:

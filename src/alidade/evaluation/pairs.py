@@ -12,7 +12,7 @@ from alidade.evaluation.datasets import DataError, Images, Pairs, Row, read_inde
 from alidade.imagery.bands import Band, Encoding, Sensor, Unit
 from alidade.imagery.files import Declared, read
 from alidade.imagery.raster import Raster
-from alidade.imagery.sensors import SENSORS, sensor
+from alidade.imagery.sensors import sensor
 from alidade.imagery.windows import tile_windows
 
 DISPLAY_VH = Sensor(
@@ -28,8 +28,8 @@ DISPLAY_VH = Sensor(
             wavelength_um=sensor("sentinel-1-grd").band("VH").wavelength_um,
             bandwidth_um=None,
             gsd_m=10.0,
-            mean=MEAN_VH,
-            std=STD_VH,
+            mean=111.754,
+            std=47.126,
             source="esa-s1-grd",
             statistics_source="s1s2-ca-train",
         ),

@@ -110,21 +110,50 @@ class Normalization:
                 reflectance), or its offset has not been resolved.
         """
         chosen = raster.select(self.bands)
-        self._check_units(chosen)
-        values = chosen.physical()
-        power = [e.unit is Unit.POWER for e in chosen.encodings]
-        good = chosen.valid & np.isfinite(values).all(axis=0) & (values[power] > 0).all(axis=0)
-        values[:, ~good] = 0.0
+        values, good = self.apply_batch(chosen.pixels[None], chosen.valid[None], chosen.encodings, source=raster.source)
+        return values[0], good[0]
+
+    def apply_batch(
+        self,
+        pixels: NDArray[Any],
+        valid: NDArray[np.bool_],
+        encodings: Sequence[Encoding],
+        *,
+        source: str = "batch",
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Like :meth:`apply`, for many images of one kind at once.
+
+        Args:
+            pixels: stored numbers ``[B, C, H, W]``; the channels are this normalisation's bands, in its order.
+            valid: ``[B, H, W]``, False where there is no data.
+            encodings: one per channel.
+            source: what the images are, for messages.
+
+        Returns:
+            Values ``[B, C, H, W]`` and the pixels ``[B, H, W]`` they are good for; all others are exactly 0.
+
+        Raises:
+            SensorError: another number of channels, a unit that cannot become ``unit``, or an offset that has
+                not been resolved.
+        """
+        if not len(encodings) == pixels.shape[1] == len(self.bands):
+            raise _refuse(f"{pixels.shape[1]} channels and {len(encodings)} encodings", f"{len(self.bands)} of each")
+        self._check_units(encodings, source)
+        values = self._decode(pixels, encodings, source)
+        power = [e.unit is Unit.POWER for e in encodings]
+        good = valid & np.isfinite(values).all(axis=1) & (values[:, power] > 0).all(axis=1)
+        bad = ~good[:, None]
+        np.copyto(values, np.float32(0.0), where=bad)
         for band in np.flatnonzero(power):
-            np.log10(values[band], out=values[band], where=good)
-            values[band] *= 10.0
+            np.log10(values[:, band], out=values[:, band], where=good)
+            values[:, band] *= 10.0
         np.maximum(values, np.float32(_FLOORS[self.unit]), out=values)
         shift, scale = self._shift_and_scale()
         values -= shift
         values /= scale
         if self.method == "two-sigma":
             np.clip(values, 0.0, 1.0, out=values)
-        values[:, ~good] = 0.0
+        np.copyto(values, np.float32(0.0), where=bad)
         return values, good
 
     def undo(self, normalized: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
@@ -176,12 +205,30 @@ class Normalization:
             mean, std = mean - 2 * std, 4 * std
         return mean.astype(np.float32), std.astype(np.float32)
 
-    def _check_units(self, raster: Raster) -> None:
+    def _check_units(self, encodings: Sequence[Encoding], source: str) -> None:
         accepted = _ACCEPTED[self.unit]
-        for band, encoding in zip(raster.bands, raster.encodings, strict=True):
+        for band, encoding in zip(self.bands, encodings, strict=True):
             if encoding.unit not in accepted:
-                raise _wrong_unit(raster.source, band.name, encoding, accepted)
+                raise _wrong_unit(source, band, encoding, accepted)
 
+    def _decode(self, pixels: NDArray[Any], encodings: Sequence[Encoding], source: str) -> NDArray[np.float32]:
+        """``stored · scale + offset`` of ``[B, C, H, W]``, as ``Raster.physical`` has it."""
+        # nodata such as -1.8e308 overflows float32, which is no harm as such a pixel is not good
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = pixels.astype(np.float32)
+            for channel, (band, encoding) in enumerate(zip(self.bands, encodings, strict=True)):
+                if encoding.offset is None:
+                    raise SensorError(
+                        f"{source}: offset of band {band}",
+                        got="none in the file",
+                        expected="the number to add after scaling (Sentinel-2: 0 before baseline 04.00, -0.1 since)",
+                        next_step="Pass it with --offset (in Python: Declared(offset=...)).",
+                    )
+                if encoding.scale != 1.0:
+                    values[:, channel] *= np.float32(encoding.scale)
+                if encoding.offset != 0.0:
+                    values[:, channel] += np.float32(encoding.offset)
+        return values
 
 def _wrong_unit(source: str, band: str, encoding: Encoding, accepted: tuple[Unit, ...]) -> SensorError:
     return SensorError(

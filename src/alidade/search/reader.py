@@ -120,7 +120,7 @@ def _tile(job: Job, file: RasterFile, index: int, window: Window, raster: Raster
         job=job,
         index=index,
         window=window,
-        raster=raster.select(job.model_bands),
+        raster=raster if job.read_bands == job.model_bands else raster.select(job.model_bands),
         footprint=ground.footprint(),
         gsd_m=ground.mean_gsd_m(),
         valid_share=float(raster.valid[: window.height, : window.width].mean()),

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time as clock
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,11 +22,14 @@ from alidade.imagery.footprint import Footprint
 from alidade.imagery.raster import Raster
 from alidade.imagery.sensors import sensor
 from alidade.imagery.windows import read_tiles, tile_windows
-from alidade.models.registry import load
+from alidade.models.croma import BASE
+from alidade.models.model import Model
+from alidade.models.registry import DEFAULT, load
+from alidade.models.scale_alibi import ScaleAlibi, initialise
 from alidade.search.archive import Archive
 from alidade.search.embed import SHARD_ROWS, embed
 from alidade.search.manifest import Coverage
-from alidade.search.plan import Embedder
+from alidade.search.plan import Embedder, Failure
 from alidade.search.scan import Scanner
 from alidade.search.schema import TileRow
 from alidade.search.writer import ArchiveWriter
@@ -37,29 +41,35 @@ SCAN_DIM = 256
 _BLOCK = 256
 _BATCH = 16
 _READ_SECONDS = 5.0
-_BARE_SECONDS = 6.0
+_BARE_SECONDS = 4.0
+_PIPELINE_SECONDS = 15.0
+_TURNS = 3
 _ROUNDS = 9
 
 
-def bench_store(
-    *, size: int = SCENE_SIDE, directory: Path | None = None, rows: int = SCAN_ROWS, model: Embedder | None = None
-) -> list[Row]:
+def bench_store(*, size: int = SCENE_SIDE, directory: Path | None = None, rows: int = SCAN_ROWS) -> list[Row]:
     """Measure the way from file to archive to answer.
+
+    The pipeline is measured with CROMA-base geometry (random weights: speed does not depend on them), and with
+    the model that comes with alidade, which is so light that reading competes with it for the processor.
 
     Args:
         size: side of the generated 13-band scene in pixels.
         directory: where the files are made (a temporary directory by default); they are removed afterwards.
         rows: rows of the generated archive that is scanned.
-        model: embeds the scene, and its bare rate is the measure of the pipeline; the default model if ``None``.
 
     Raises:
-        AlidadeError: the disk is full, or the model cannot take Sentinel-2 Level-1C.
+        AlidadeError: the disk is full, or the default model has no weights.
     """
+    network = ScaleAlibi(BASE.build())
+    initialise(network, seed=0)
+    base, light = Model(network), load()
     with tempfile.TemporaryDirectory(prefix="alidade-bench-", dir=directory) as name:
         work = Path(name)
         scene = write_scene(work / "scene.tif", size)
-        known = model or load()
-        found = reading_rows(scene, known.tile) + pipeline_rows(scene, work / "embedded", known)
+        found = reading_rows(scene, base.tile)
+        found += pipeline_rows(scene, work, base, "croma-base", target=90.0)
+        found += pipeline_rows(scene, work, light, DEFAULT)
         scene.unlink()
         return found + scan_rows(work / "rows", rows)
 
@@ -124,29 +134,70 @@ def reading_rows(scene: Path, tile: int) -> list[Row]:
     ]
 
 
-def pipeline_rows(scene: Path, out: Path, model: Embedder) -> list[Row]:
-    """The rate of ``embed`` over a whole scene beside the rate of the bare model on tiles in memory.
+def pipeline_rows(scene: Path, work: Path, model: Embedder, label: str, *, target: float | None = None) -> list[Row]:
+    """The rate of ``embed`` over a scene beside that of the bare model on tiles in memory, taking turns.
 
-    The bare rate is the mean of a measurement before and one after, as other work on the machine comes and goes.
+    ``embed`` runs for ``_PIPELINE_SECONDS`` a turn, or to the end of the scene; its rate is counted from the end
+    of the first batch on, so it holds for scenes of any size.
     """
     with open_raster(scene) as file:
         names = model.bands_for(file.sensor, [b.name for b in file.bands])
-        tiles = []
-        for _, _, raster in read_tiles(file, model.tile, bands=names):
-            tiles.append(raster)
-            if len(tiles) == _BATCH:
-                break
-    _bare_rate(model, tiles, 1.0)
-    before = _bare_rate(model, tiles, _BARE_SECONDS)
-    summary = embed([scene], out, model, batch=_BATCH)
-    after = _bare_rate(model, tiles, _BARE_SECONDS)
-    bare = (before + after) / 2
-    share = summary.tiles_per_second / bare
+        tiles = [r for _, (_, _, r) in zip(range(_BATCH), read_tiles(file, model.tile, bands=names), strict=False)]
+    bare_rate(model, tiles, 1.0)
+    bare, piped = [], []
+    for turn in range(_TURNS):
+        before = bare_rate(model, tiles, _BARE_SECONDS)
+        watch = _Watch(_PIPELINE_SECONDS)
+        with suppress(_Enough):
+            embed([scene], work / f"{label}-{turn}", model, batch=_BATCH, progress=watch)
+        bare.append((before + bare_rate(model, tiles, _BARE_SECONDS)) / 2)
+        piped.append(watch.rate())
+    share = 100 * float(np.median(np.array(piped) / np.array(bare)))
     return [
-        Row(name="bare model", value=bare, unit="tiles/s"),
-        Row(name="embed, file to archive", value=summary.tiles_per_second, unit="tiles/s"),
-        Row(name="embed / bare model", value=100 * share, unit="%", target="at least 90", ok=share >= 0.9),
+        Row(name=f"bare model, {label}", value=float(np.median(bare)), unit="tiles/s"),
+        Row(name=f"embed, file to archive, {label}", value=float(np.median(piped)), unit="tiles/s"),
+        Row(
+            name=f"embed / bare model, {label}",
+            value=share,
+            unit="%",
+            target="" if target is None else f">= {target:g} %",
+            ok=None if target is None else share >= target,
+        ),
     ]
+
+
+class _Enough(Exception):
+    """The measurement is long enough."""
+
+
+class _Watch:
+    """Counts tiles over time as ``embed`` tells of them, and stops it after some seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._moments: list[float] = []
+
+    def started(self, *, tiles: int, sources: int) -> None:
+        """Nothing to show."""
+
+    def advanced(self, *, tiles: int, source: str) -> None:
+        """Count, and end the run when its time is up.
+
+        Raises:
+            _Enough: now.
+        """
+        self._moments.append(clock.perf_counter())
+        if len(self._moments) % _BATCH == 0 and self._moments[-1] - self._moments[0] > self._seconds:
+            raise _Enough
+
+    def failed(self, failure: Failure) -> None:
+        """Impossible for a scene that was written a moment ago."""
+        raise RuntimeError(failure.message)
+
+    def rate(self) -> float:
+        """Tiles per second after the first batch."""
+        first = min(_BATCH, len(self._moments) - 1)
+        return (len(self._moments) - first) / (self._moments[-1] - self._moments[first - 1])
 
 
 def scan_rows(out: Path, rows: int) -> list[Row]:
@@ -179,7 +230,7 @@ def scan_rows(out: Path, rows: int) -> list[Row]:
         Row(name="shard writing", value=written, unit="rows/s"),
         Row(name="shard size", value=size / rows, unit="bytes/row"),
         Row(name="loading the scanner", value=loaded, unit="s"),
-        Row(name=f"exact scan, {rows:,} rows", value=scan, unit="ms", target=f"at most {limit:g}", ok=scan <= limit),
+        Row(name=f"exact scan, {rows:,} rows", value=scan, unit="ms", target=f"<= {limit:g} ms", ok=scan <= limit),
         Row(name="exact scan of the eighth in a box", value=1e3 * taken["box"].median, unit="ms"),
         Row(name="float32 product in numpy", value=1e3 * taken["product"].median, unit="ms"),
         Row(name="exact scan / float32 product", value=ratio, unit="x"),
@@ -196,7 +247,8 @@ def _blocks(bands: int) -> list[npt.NDArray[np.uint16]]:
     return blocks
 
 
-def _bare_rate(model: Embedder, tiles: list[Raster], seconds: float) -> float:
+def bare_rate(model: Embedder, tiles: list[Raster], seconds: float) -> float:
+    """Tiles per second of a model on tiles in memory."""
     began, done = clock.perf_counter(), 0
     while clock.perf_counter() - began < seconds:
         model.embed(tiles)

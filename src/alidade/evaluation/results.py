@@ -1,0 +1,204 @@
+"""The results file: one JSON line per number, appended and never changed, and tables made from it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+
+from alidade.errors import AlidadeError
+
+
+class ResultsError(AlidadeError):
+    """A result that lacks something, or a results file that is damaged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One measured number with all that is needed to judge and to repeat it. Nothing may be left empty.
+
+    Attributes:
+        protocol: how it was measured, such as ``"5-NN"``.
+        condition: what was set apart from the protocol, such as ``"25 %, GSD truthful"``; ``"as is"`` for nothing.
+        dataset: data set and part that were reported on.
+        split_hash: of all images that took part (``datasets.split_hash``).
+        model: a model's identity or a baseline's name.
+        config_hash: of the encoder's config and the protocol's settings.
+        commit: of the code.
+        seed: of everything drawn.
+        n: scores that the value is the mean of.
+        metric: such as ``"accuracy"``; values are shares, 0 to 1.
+        value, low, high: the mean and its 95 % bootstrap interval.
+        time: when it was measured, ISO 8601 in UTC.
+
+    Raises:
+        ResultsError: a field that is empty, of another type, not finite or not in order.
+    """
+
+    protocol: str
+    condition: str
+    dataset: str
+    split_hash: str
+    model: str
+    config_hash: str
+    commit: str
+    seed: int
+    n: int
+    metric: str
+    value: float
+    low: float
+    high: float
+    time: str
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            text = isinstance(value, str) and value.strip() == value != ""
+            whole = type(value) is int and value >= 0
+            real = type(value) is float and math.isfinite(value)
+            if not {"str": text, "int": whole, "float": real}[str(field.type)]:
+                raise _incomplete(f"{field.name} = {value!r}", f"{field.name} as a filled {field.type}")
+        if not (self.low <= self.value <= self.high and self.n > 0):
+            raise _incomplete(f"{self.value} in {self.low} to {self.high}, n = {self.n}", "low <= value <= high, n > 0")
+
+
+def append(path: Path, results: Sequence[Result]) -> None:
+    """Add lines to the file, all or none, and sync them to the disk; what a crash tore off before is cut away.
+
+    Raises:
+        ResultsError: the file cannot be written.
+    """
+    lines = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in results).encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            content = file.read()
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):
+                file.truncate(whole)
+            file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise ResultsError(
+            f"{path}: results",
+            got=error.strerror or str(error),
+            expected="a file that can be added to",
+            next_step="Make room, or name another file with --results.",
+        ) from None
+
+
+def load(path: Path) -> list[Result]:
+    """All results in the order of their measurement. A last line without its line feed was never acknowledged.
+
+    Raises:
+        ResultsError: no such file, or a line that is no result, with its number.
+    """
+    if not path.is_file():
+        raise ResultsError(
+            f"{path}: results",
+            got="no such file",
+            expected="a file of `alidade eval`",
+            next_step="Measure something first.",
+        )
+    content = path.read_bytes()
+    out = []
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
+        try:
+            out.append(Result(**json.loads(line)))
+        except (json.JSONDecodeError, TypeError, ResultsError) as error:
+            raise ResultsError(
+                f"{path}: line {number}",
+                got=str(error),
+                expected="one whole result in JSON",
+                next_step="Restore the file from version control; lines are only ever added.",
+            ) from None
+    return out
+
+
+def commit_of(directory: Path) -> str:
+    """The commit that ``directory`` is at, with ``+changes`` when something in it differs or is not tracked.
+
+    Raises:
+        ResultsError: not a git repository, or no git.
+    """
+    try:
+        head = _git(directory, "rev-parse", "HEAD")
+        changed = _git(directory, "status", "--porcelain", ".")
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ResultsError(
+            f"{directory}: commit of the code",
+            got=str(error),
+            expected="a git repository",
+            next_step="Name the commit with --commit: a number without its code cannot be repeated.",
+        ) from None
+    return head[:12] + ("+changes" if changed else "")
+
+
+def now() -> str:
+    """The time for a result."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def latest(results: Iterable[Result]) -> list[Result]:
+    """Of results that differ in value, commit and time only, the newest; in the order of the first ones."""
+    kept: dict[tuple[object, ...], Result] = {}
+    for r in results:
+        kept[(r.protocol, r.condition, r.dataset, r.split_hash, r.model, r.config_hash, r.seed, r.metric)] = r
+    return list(kept.values())
+
+
+def to_markdown(results: Sequence[Result]) -> str:
+    """Tables for people: one per data set and protocol, a row per model, a column per condition and metric.
+
+    Cells are percent with the 95 % interval. Under each table stand the split, the commits and the times.
+    """
+    blocks = []
+    groups: dict[tuple[str, str, str], list[Result]] = {}
+    for r in latest(results):
+        groups.setdefault((r.dataset, r.split_hash, r.protocol), []).append(r)
+    for (dataset, split, protocol), group in groups.items():
+        columns = list(dict.fromkeys((r.condition, r.metric) for r in group))
+        several = len({r.seed for r in group}) > 1
+        lines = list(dict.fromkeys((r.model, r.seed) for r in group))
+        cells = {(r.model, r.seed, r.condition, r.metric): r for r in group}
+        table = [
+            f"## {dataset}, {protocol}",
+            "",
+            "| | " + " | ".join(m if c == "as is" else f"{c}: {m}" for c, m in columns) + " |",
+            "|---|" + "---|" * len(columns),
+        ]
+        for model, seed in lines:
+            found = (cells.get((model, seed, *column)) for column in columns)
+            name = f"{model}, seed {seed}" if several else model
+            table.append(f"| {name} | " + " | ".join("" if r is None else _cell(r) for r in found) + " |")
+        scores = ", ".join(f"{n:,}" for n in sorted({r.n for r in group}))
+        commits = ", ".join(sorted({r.commit for r in group}))
+        when = f"{min(r.time for r in group)} to {max(r.time for r in group)}"
+        seeds = ", ".join(str(s) for s in sorted({r.seed for r in group}))
+        table += ["", f"n = {scores}; split `{split}`; seed {seeds}; code `{commits}`; measured {when}."]
+        blocks.append("\n".join(table))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _cell(r: Result) -> str:
+    # chance can be far below a percent
+    digits = 2 if r.value < 0.02 else 1
+    return f"{100 * r.value:.{digits}f} ({100 * r.low:.{digits}f}–{100 * r.high:.{digits}f})"
+
+
+def _git(directory: Path, *words: str) -> str:
+    done = subprocess.run(["git", "-C", str(directory), *words], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def _incomplete(got: str, expected: str) -> ResultsError:
+    return ResultsError("result", got=got, expected=expected, next_step="Fill every field; nothing is written without.")

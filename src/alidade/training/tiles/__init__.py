@@ -1,0 +1,1 @@
+"""Aligned training tiles: every sensor over one ground square, each at its own ground resolution."""
