@@ -35,7 +35,7 @@ RGB_SENSORS = (
     "naip-rgbn", "naip-rgb", "generic-rgb", "sentinel-2-l2a", "sentinel-2-l1c",
     "landsat-5", "landsat-7", "landsat-8", "landsat-9",
 )  # fmt: skip
-SEED, BATCH, KEEP, PEAK_RATE, WARM_UP, SHRINKAGE = 0, 32, 0.25, 1.5e-3, 100, 0.01
+SEED, BATCH, KEEP, PEAK_RATE, WARM_UP, SHRINKAGE = 0, 32, 0.25, 1.5e-3, 100, 0.1
 
 
 def model_config() -> ScaleAlibiConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import shapely
@@ -18,8 +20,10 @@ from alidade.errors import ArchiveError
 from alidade.imagery.footprint import Footprint
 from alidade.search.archive import Archive
 from alidade.search.manifest import Coverage, ranges_of
+from alidade.search.scan import Scanner
 from alidade.search.schema import TileRow, parse_table, rows_to_table, table_bytes, wkb_rings
 from alidade.search.writer import ArchiveWriter
+from search_scenes import without_override
 
 MODEL, DIM, TILE = "tiny-0123456789ab", 4, 32
 
@@ -188,6 +192,169 @@ def test_a_later_format_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
     with pytest.raises(ArchiveError, match="format: got 99, expected 1"):
         Archive.open(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("dim", 0, "ValueError: 0 instead of a whole number from 1 to 65536"),
+        ("dim", 10**9, "ValueError: 1000000000 instead of"),
+        ("dim", "4", "ValueError: '4' instead of"),
+        ("dim", 4.0, "ValueError: 4.0 instead of"),
+        ("dim", True, "ValueError: True instead of"),
+        ("tile", 0, "ValueError: 0 instead of a whole number from 1"),
+        ("tile", None, "ValueError: None instead of"),
+        ("model", 7, "ValueError: 7 instead of text"),
+        ("model", None, "ValueError: None instead of text"),
+        ("created_by", [], "ValueError: .* instead of text"),
+        ("dtype", "float64", "ValueError: dtype 'float64' instead of 'float16'"),
+        ("format", "1", "ValueError: '1' instead of"),
+    ],
+)
+def test_a_header_that_cannot_be_true_is_refused(tmp_path: Path, name: str, value: object, told: str) -> None:
+    with writer(tmp_path / "a") as w:
+        append(w, "one", range(2))
+    path = tmp_path / "a" / "archive.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with pytest.raises(ArchiveError, match=rf"archive.json: got {told}"):
+        Archive.open(tmp_path / "a")
+    with pytest.raises(ArchiveError, match=rf"archive.json: got {told}"), writer(tmp_path / "a"):
+        pass
+
+
+@pytest.mark.parametrize("content", [b"[]", b"7", b"{}", b"null", b"\xff\xfe", b"{", b"", b"[" * 200_000])
+def test_a_header_that_is_something_else_is_one_error(tmp_path: Path, content: bytes) -> None:
+    with writer(tmp_path / "a"):
+        pass
+    (tmp_path / "a" / "archive.json").write_bytes(content)
+    with pytest.raises(ArchiveError, match=r"archive.json: got \w+: .*expected the JSON that alidade wrote"):
+        Archive.open(tmp_path / "a")
+
+
+def acknowledge(path: Path, data: bytes, **changes: object) -> None:
+    """Put other bytes in the place of the archive's only shard, and say so in the manifest."""
+    (path / "shards" / "part-000001.parquet").write_bytes(data)
+    event = json.loads((path / "manifest.jsonl").read_text())
+    event |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), **changes}
+    (path / "manifest.jsonl").write_text(json.dumps(event) + "\n")
+
+
+def test_rows_that_only_the_manifest_knows_ask_for_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with writer(tmp_path / "a") as w:
+        append(w, "one", range(2))
+    data = (tmp_path / "a" / "shards" / "part-000001.parquet").read_bytes()
+    many = 900_000_000
+    claim = {"source": "s", "relative": "s", "source_id": "one", "total": many, "tiles": [[0, many]], "empty": []}
+    acknowledge(tmp_path / "a", data, rows=many, coverage=[claim])
+    archive = Archive.open(tmp_path / "a")
+    monkeypatch.setattr(np, "empty", lambda *_: pytest.fail("memory was asked for"))
+    with pytest.raises(ArchiveError, match=r"part-000001.parquet: got 2 rows instead of 900,000,000"):
+        Scanner(archive)
+
+
+@pytest.mark.parametrize("kind", ["text", "other columns", "other type", "other sources", "nulls"])
+def test_a_foreign_shard_is_named(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a"
+    with writer(path) as w:
+        append(w, "one", range(2))
+    table, note = parse_table((path / "shards" / "part-000001.parquet").read_bytes(), "shard")
+    if kind == "other columns":
+        table = table.drop_columns(["valid_share"])
+    elif kind == "other type":
+        at = table.schema.get_field_index("row")
+        table = table.set_column(at, "row", table["row"].cast(pa.string()))
+    elif kind == "other sources":
+        at = table.schema.get_field_index("source_id")
+        table = table.set_column(at, table.schema.field("source_id"), pa.array(["one", "two"]).dictionary_encode())
+    elif kind == "nulls":
+        at = table.schema.get_field_index("gsd_m")
+        table = table.set_column(at, "gsd_m", pa.array([1.0, None], pa.float32()))
+    acknowledge(path, b"not parquet" if kind == "text" else table_bytes(table, note))
+    if kind == "other sources":
+        # the manifest counts two rows of "one" and two of "two", which is retired
+        event = json.loads((path / "manifest.jsonl").read_text())
+        assert event["rows"] == 2
+        event["coverage"] += [{**event["coverage"][0], "source_id": "two", "tiles": [], "empty": []}]
+        retired = {"kind": "retire", "source": "two.tif", "source_id": "two", "why": "changed"}
+        (path / "manifest.jsonl").write_text(json.dumps(event) + "\n" + json.dumps(retired) + "\n")
+    with pytest.raises(ArchiveError, match=r"part-000001\.parquet"):
+        Scanner(Archive.open(path))
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        (".", r"a/\.lock: writing"),
+        ("shards", r"part-000002\.parquet: writing"),
+        ("manifest.jsonl", r"manifest\.jsonl: "),
+        ("archive.json", r"archive\.json: reading"),
+        (".lock", r"\.lock: writing"),
+    ],
+)
+def test_what_the_permissions_forbid_the_writer_is_one_error(tmp_path: Path, place: str, told: str) -> None:
+    path = tmp_path / "a"
+    with writer(path) as w:
+        append(w, "one", range(2))
+    if place == ".":
+        (path / ".lock").unlink()
+    (path / place).chmod(0o555 if place in (".", "shards") else 0)
+    with without_override(), pytest.raises(ArchiveError, match=f"{told}.*got Permission denied"), writer(path) as w:
+        append(w, "two", range(2))
+    (path / place).chmod(0o755)
+    assert ids(path) == ["one-0-0", "one-0-32"]
+
+
+def test_repairs_that_the_permissions_forbid_are_one_error(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with writer(path) as w:
+        append(w, "one", range(2))
+    log = path / "manifest.jsonl"
+    log.write_bytes(log.read_bytes() + b'{"kind"')
+    log.chmod(0o444)
+    with without_override(), pytest.raises(ArchiveError, match="manifest.jsonl: writing: got Perm"), writer(path):
+        pass
+    log.chmod(0o644)
+    (path / "shards" / ".part-000002.parquet.0123abcd.alidade-part").write_bytes(b"half")
+    (path / "shards").chmod(0o555)
+    with without_override(), pytest.raises(ArchiveError, match="alidade-part: writing: got Perm"), writer(path):
+        pass
+    (path / "shards").chmod(0o755)
+
+
+def test_what_could_not_be_read_back_is_not_written(tmp_path: Path) -> None:
+    with writer(tmp_path / "a") as w:
+        append(w, "one", range(2))
+        for tiles, total in ((range(1, 3), 10), (range(9, 11), 10), (range(5, 7), 20)):
+            with pytest.raises(ValueError, match="twice|whole number|has 10 tiles"):
+                append(w, "one", tiles, total)
+        with pytest.raises(ValueError, match="1 rows do not fit"):
+            w.append([make_row("one", 4)], [cover("one", range(4, 6))])
+        append(w, "one", range(2, 4))
+    assert len(ids(tmp_path / "a")) == 4
+    assert len(list((tmp_path / "a" / "shards").iterdir())) == 2
+
+
+@pytest.mark.parametrize("place", ["archive.json", "manifest.jsonl", "shards", "."])
+def test_what_the_permissions_forbid_a_reader_is_one_error(tmp_path: Path, place: str) -> None:
+    path = tmp_path / "a"
+    with writer(path) as w:
+        append(w, "one", range(2))
+    (path / place).chmod(0)
+    try:
+        with without_override(), pytest.raises(ArchiveError, match="got Permission denied"):
+            Archive.open(path)
+    finally:
+        (path / place).chmod(0o755)
+
+
+@pytest.mark.parametrize("place", ["archive.json", "manifest.jsonl", ".lock"])
+def test_a_folder_in_the_place_of_a_file_is_one_error(tmp_path: Path, place: str) -> None:
+    with writer(tmp_path / "a"):
+        pass
+    (tmp_path / "a" / place).unlink(missing_ok=True)
+    (tmp_path / "a" / place).mkdir()
+    with pytest.raises(ArchiveError, match="got Is a directory"), writer(tmp_path / "a"):
+        pass
 
 
 def test_a_torn_last_line_is_dropped_and_its_shard_acknowledged_again(tmp_path: Path) -> None:

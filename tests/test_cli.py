@@ -86,7 +86,7 @@ def test_search_by_place_and_every_format(run: Run, archive: Path, tmp_path: Pat
     for name in ("r.parquet", "r.geojson", "r.json"):
         code, _, _ = run("search", archive, *at, "--out", tmp_path / name)
         assert code == 0
-        assert (tmp_path / name).with_suffix(".png").exists()
+        assert (tmp_path / f"{name}.png").exists()
     assert pq.read_table(tmp_path / "r.parquet").num_rows == 5
 
 

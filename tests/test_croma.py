@@ -115,7 +115,7 @@ def test_a_pickle_with_code_in_it_is_not_run(tmp_path: Path) -> None:
             return (Path.touch, (str(tmp_path / "ran"),))
 
     torch.save({"s1_encoder": Payload()}, tmp_path / "bad.pt")
-    with pytest.raises(WeightsError, match="cannot be read safely"):
+    with pytest.raises(WeightsError, match="cannot be read as tensors alone"):
         load_croma(tmp_path / "bad.pt", TINY)
     assert not (tmp_path / "ran").exists()
 
@@ -123,10 +123,68 @@ def test_a_pickle_with_code_in_it_is_not_run(tmp_path: Path) -> None:
 def test_truncated_and_missing_files(tmp_path: Path) -> None:
     whole = (PARITY / "croma_tiny.pt").read_bytes()
     (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(WeightsError, match="cannot be read safely"):
+    with pytest.raises(WeightsError, match="cannot be read as tensors alone"):
         load_croma(tmp_path / "cut.pt", TINY)
     with pytest.raises(WeightsError, match="no such file"):
         load_croma(tmp_path / "none.pt", TINY)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello, world", b"ustar" * 200, b"PK\x03\x04" + b"x" * 100, b"\x80\x02}q\x00."]
+)
+def test_bytes_that_are_no_checkpoint(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(WeightsError, match="expected a released CROMA checkpoint"):
+        load_croma(tmp_path / "x.pt", TINY)
+
+
+@pytest.mark.parametrize("part", [3, [1], {1: torch.zeros(1)}, {"linear_input.weight": 5}])
+def test_parts_that_are_no_state(tmp_path: Path, part: object) -> None:
+    checkpoint = torch.load(PARITY / "croma_tiny.pt", weights_only=True)
+    torch.save(checkpoint | {"s1_encoder": part}, tmp_path / "x.pt")
+    with pytest.raises(WeightsError, match="expected a released CROMA checkpoint"):
+        load_croma(tmp_path / "x.pt", TINY)
+
+
+@pytest.mark.parametrize("key", ["layers.0.x", "layers.0", "layers.9.9.9.9.9"])
+def test_keys_of_another_shape_are_unknown_keys(tmp_path: Path, key: str) -> None:
+    checkpoint = torch.load(PARITY / "croma_tiny.pt", weights_only=True)
+    checkpoint["s1_encoder"][f"transformer.{key}"] = torch.zeros(1)
+    torch.save(checkpoint, tmp_path / "x.pt")
+    with pytest.raises(WeightsError, match="1 unknown"):
+        load_croma(tmp_path / "x.pt", TINY)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "gsd_m", "valid"),
+    [({}, 10.0, None), ({"sar": torch.zeros(1, 2, 16, 16)}, 0.0, None),
+     ({"sar": torch.zeros(1, 2, 16, 16)}, -1.0, None),
+     ({"sar": torch.full((1, 2, 16, 16), torch.nan)}, 10.0, None), ({"sar": torch.zeros(2, 16, 16)}, 10.0, None),
+     ({"sar": torch.zeros(1, 2, 16, 16)}, 10.0, {"SAR": torch.ones(1, 16, 16, dtype=torch.bool)})],
+)  # fmt: skip
+def test_normalised_input_is_checked(
+    model: Model, inputs: dict[str, torch.Tensor], gsd_m: float, valid: dict[str, torch.Tensor] | None
+) -> None:
+    with pytest.raises(ModelError):
+        model.encode_normalised(inputs, gsd_m=gsd_m, valid=valid)
+
+
+def test_unknown_devices_types_and_batches_are_refused() -> None:
+    with pytest.raises(ModelError, match="device: got 'tpu'"):
+        alidade.load(device="tpu")
+    with pytest.raises(ModelError, match=r"got torch.int8"):
+        alidade.load(dtype=torch.int8)
+    with pytest.raises(ModelError, match="batch size: got 0"):
+        alidade.load().embed([], batch_size=0)
+
+
+@pytest.mark.parametrize("name", [".", "..", ""])
+def test_a_directory_is_never_taken_for_a_shipped_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError):
+        alidade.load(name)
 
 
 def test_unknown_tower_and_wrong_channels(model: Model) -> None:

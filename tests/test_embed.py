@@ -29,7 +29,7 @@ from alidade.models.scale_alibi import ScaleAlibi, initialise
 from alidade.search.archive import Archive
 from alidade.search.embed import Failure, embed
 from alidade.search.writer import ArchiveWriter
-from search_scenes import TILE, make_raster, make_scene, rows_of, tiny_model
+from search_scenes import TILE, make_raster, make_scene, rows_of, tiny_model, without_override
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +190,8 @@ def test_what_is_damaged_in_its_middle_leaves_no_rows_even_when_some_were_acknow
 def test_when_nothing_can_be_read_no_archive_is_made(tmp_path: Path, model: Model) -> None:
     (tmp_path / "text.tif").write_text("hello")
     summary = embed([tmp_path / "text.tif"], tmp_path / "a", model)
-    assert (len(summary.failures), summary.rows) == (1, 0)
+    assert (len(summary.failures), summary.rows, summary.archive_made) == (1, 0, False)
+    assert summary.sentence().endswith("; 1 source failed; no archive was made.")
     assert not (tmp_path / "a").exists()
     (tmp_path / "empty").mkdir()
     with pytest.raises(RasterError, match=r"paths to embed: got .*empty, expected GeoTIFF files"):
@@ -205,12 +206,53 @@ def test_tiles_without_data_are_left_out_and_not_tried_again(tmp_path: Path, mod
     write_geotiff(tmp_path / "swath.tif", replace(raster, valid=(raster.pixels != 0).any(axis=0)))
     summary = embed([tmp_path / "swath.tif"], tmp_path / "a", model)
     assert summary.failures == ()
-    assert (summary.tiles, summary.nodata_tiles) == (2, 4), "four pixels are too few for the model: as good as none"
-    shares = {r["row"]: r["valid_share"] for r in rows_of(tmp_path / "a").to_pylist()}
-    assert shares == {0: 1.0, 32: 0.25}
-    assert "4 tiles without data left out" in summary.sentence()
+    assert (summary.tiles, summary.nodata_tiles) == (3, 3), "four valid pixels are few, and not none"
+    rows = rows_of(tmp_path / "a").to_pylist()
+    shares = {(r["row"], r["col"]): r["valid_share"] for r in rows}
+    assert shares == {(0, 0): 1.0, (32, 0): 0.25, (0, 64): 4 / 1024}
+    assert all(np.linalg.norm(r["embedding"]) == pytest.approx(1, abs=1e-3) for r in rows)
+    assert "3 tiles without data left out" in summary.sentence()
     again = embed([tmp_path / "swath.tif"], tmp_path / "a", model)
     assert (again.tiles, again.nodata_tiles, len(again.skipped)) == (0, 0, 1)
+
+
+def test_a_tile_whose_only_values_are_no_values_counts_as_without_data(tmp_path: Path, model: Model) -> None:
+    # linear power of 0 has no decibels: valid by the file's own mask, and not one valid pixel for the model
+    raster = make_raster(3, height=32, width=96, sensor_id="sentinel-1-rtc")
+    power = (10 ** (raster.pixels / 10)).astype(np.float32)
+    power[:, :, 32:64] = 0
+    power[:, :, 64:] = 0
+    power[:, 5, 70] = 0.1
+    encodings = tuple(replace(e, unit=Unit.POWER) for e in raster.encodings)
+    write_geotiff(tmp_path / "s1.tif", replace(raster, pixels=power, encodings=encodings))
+    summary = embed([tmp_path / "s1.tif"], tmp_path / "a", model)
+    assert (summary.failures, summary.tiles, summary.nodata_tiles) == ((), 2, 1)
+    assert sorted(r["col"] for r in rows_of(tmp_path / "a").to_pylist()) == [0, 64]
+
+
+@pytest.mark.parametrize("side", [0, -32, 7, 100_000])
+def test_a_tile_side_that_the_model_cannot_take_is_refused_first(tmp_path: Path, model: Model, side: int) -> None:
+    make_scene(tmp_path / "a.tif", 1)
+    least, most = model.tile_range
+    with pytest.raises(ArchiveError, match=rf"tile side: got {side} px, expected {least} to {most} px"):
+        embed([tmp_path / "a.tif"], tmp_path / "a", model, tile=side)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_folder_that_must_not_be_looked_into_is_a_failure(scenes: Path, tmp_path: Path, model: Model) -> None:
+    (scenes / "deeper").chmod(0)
+    try:
+        with without_override():
+            summary = embed([scenes], tmp_path / "a", model)
+            alone = embed([scenes / "deeper"], tmp_path / "b", model)
+    finally:
+        (scenes / "deeper").chmod(0o755)
+    assert (summary.tiles, summary.rows) == (13, 13)
+    for failure in (*summary.failures, *alone.failures):
+        assert failure.source == str(scenes / "deeper")
+        assert "deeper: folder: got Permission denied, expected a folder that may be looked into" in failure.message
+    assert len(summary.failures) == len(alone.failures) == 1
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_scene_without_any_data_is_a_failure_and_leaves_nothing(tmp_path: Path, model: Model) -> None:
@@ -285,37 +327,46 @@ def test_a_large_scene_spans_several_shards(tmp_path: Path, model: Model, monkey
 
 
 def test_files_of_several_sensors_in_mixed_order_share_batches(tmp_path: Path, model: Model) -> None:
-    sizes: list[int] = []
+    sizes: list[tuple[int, int]] = []
 
     class Counting:
-        identity, dim, tile = model.identity, model.dim, model.tile
+        identity, dim, tile, tile_range = model.identity, model.dim, model.tile, model.tile_range
 
         def bands_for(self, sensor: Sensor, available: Sequence[str]) -> tuple[str, ...]:
             return model.bands_for(sensor, available)
 
-        def embed(self, rasters: list[Raster]) -> np.ndarray:
-            sizes.append(len(rasters))
+        def embed(self, rasters: list[Raster], *, batch_size: int = 16) -> np.ndarray:
+            sizes.append((len(rasters), batch_size))
             assert len({r.sensor.id for r in rasters}) == 1
-            return model.embed(rasters)
+            return model.embed(rasters, batch_size=batch_size)
 
     for seed in range(12):
         kind = ("naip-rgb", "sentinel-1-rtc")[seed % 2]
         make_scene(tmp_path / f"{seed:02d}.tif", seed, height=32, width=32, sensor_id=kind)
     summary = embed([tmp_path], tmp_path / "a", Counting(), batch=4)
-    assert (summary.rows, sizes) == (12, [4, 2, 4, 2])
+    assert (summary.rows, sizes) == (12, [(4, 4), (2, 4), (4, 4), (2, 4)])
+
+
+def test_the_batch_reaches_the_network_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sizes = tiny_model(), []
+    run = model.network.run
+    monkeypatch.setattr(model.network, "run", lambda tokens: sizes.append(len(tokens.features)) or run(tokens))
+    make_scene(tmp_path / "a.tif", 1, height=160, width=320)
+    embed([tmp_path / "a.tif"], tmp_path / "a", model, batch=40)
+    assert sizes == [40, 10], "not cut into the model's own 16"
 
 
 def test_a_fault_of_the_model_fails_its_source_only(tmp_path: Path, model: Model) -> None:
     class Picky:
-        identity, dim, tile = model.identity, model.dim, model.tile
+        identity, dim, tile, tile_range = model.identity, model.dim, model.tile, model.tile_range
 
         def bands_for(self, sensor: Sensor, available: Sequence[str]) -> tuple[str, ...]:
             return model.bands_for(sensor, available)
 
-        def embed(self, rasters: list[Raster]) -> np.ndarray:
+        def embed(self, rasters: list[Raster], *, batch_size: int = 16) -> np.ndarray:
             if any(r.source.endswith("1.tif") for r in rasters):
                 raise ModelError("size", got="too much", expected="less", next_step="Cut it.")
-            return model.embed(rasters)
+            return model.embed(rasters, batch_size=batch_size)
 
     for seed in range(3):
         make_scene(tmp_path / f"{seed}.tif", seed, height=32, width=64)

@@ -144,9 +144,7 @@ def test_bridge_finds_what_two_sensors_share() -> None:
     rng = np.random.default_rng(0)
     shared = rng.normal(size=(600, 6))
     mixes = [rng.normal(size=(6, 12)), rng.normal(size=(6, 20))]
-    sar, optical = (
-        (shared @ m + 0.1 * rng.normal(size=(600, m.shape[1]))).astype(np.float32) for m in mixes
-    )
+    sar, optical = ((shared @ m + 0.1 * rng.normal(size=(600, m.shape[1]))).astype(np.float32) for m in mixes)
     fitted = fit_bridge(sar[:400], optical[:400], ridge=0.01)
     a, b = fitted.apply(sar[400:], optical[400:])
     assert (ranks(a, b) == 1).mean() > 0.9

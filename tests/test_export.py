@@ -142,6 +142,8 @@ def test_an_export_appears_whole_or_not_at_all(hits: Hits, tmp_path: Path) -> No
         write(hits, tmp_path / "hits.csv")
     with pytest.raises(ArchiveError, match="none/hits.json: writing: got No such file or directory"):
         write(hits, tmp_path / "none" / "hits.json")
+    with pytest.raises(ArchiveError, match="hits.png: format of the export: got 'png', expected one of json, geo"):
+        write(hits, tmp_path / "hits.png", "json")
     write(hits, tmp_path / "hits.json")
     assert json.loads((tmp_path / "hits.json").read_text())["model"] == "tiny-01"
     assert [p.name for p in tmp_path.iterdir()] == ["hits.json"]

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from alidade.errors import ModelError
-from alidade.models.tokens import Tokens, grid_places
 from alidade.training.objectives import (
     contrastive_losses,
     random_split,
@@ -101,15 +100,10 @@ def test_targets_are_standardised_per_patch() -> None:
     assert torch.allclose(target.std(-1, unbiased=False), torch.ones(2, 3), atol=1e-3)
 
 
-def test_reconstruction_scores_masked_valid_patches_only() -> None:
-    places = grid_places(2, 2, 8, (10.0, 10.0))
-    places = places._replace(valid=torch.tensor([[True, True, True, False]]))
-    tokens = Tokens(
-        features=torch.zeros(1, 4, 8), places=places, sensor="low", days=torch.zeros(1, dtype=torch.float64)
-    )
+def test_reconstruction_scores_masked_whole_patches_only() -> None:
     patches = torch.randn(1, 4, 64, generator=torch.Generator().manual_seed(0))
-    masked = torch.tensor([[2, 3]])
+    whole, masked = torch.tensor([[True, True, True, False]]), torch.tensor([[2, 3]])
     perfect = standardised_patches(patches)[:, [2, 3]].clone()
     perfect[:, 1] = 1e3
-    assert reconstruction_loss(perfect, patches, tokens, masked) < 1e-10
-    assert reconstruction_loss(torch.zeros(1, 2, 64), patches, tokens, masked) == pytest.approx(1.0, abs=1e-3)
+    assert reconstruction_loss(perfect, patches, whole, masked) < 1e-10
+    assert reconstruction_loss(torch.zeros(1, 2, 64), patches, whole, masked) == pytest.approx(1.0, abs=1e-3)

@@ -16,13 +16,13 @@ from alidade.errors import ArchiveError
 from alidade.imagery.bands import Encoding, Unit
 from alidade.imagery.files import Declared, open_raster, write_geotiff
 from alidade.imagery.grid import Grid
+from alidade.imagery.quicklook import NO_DATA_COLOUR, chip, of_raster, overview, shown_bands, stretch_of
 from alidade.imagery.raster import Raster
 from alidade.imagery.sensors import sensor
 from alidade.imagery.windows import tile_windows
 from alidade.search.archive import Archive
 from alidade.search.manifest import Coverage
 from alidade.search.picture import RAMP, draw_result, ramp, row_colours
-from alidade.search.quicklook import NO_DATA_COLOUR, chip, of_raster, overview, shown_bands, stretch_of
 from alidade.search.scan import Scanner
 from alidade.search.schema import TileRow
 from alidade.search.writer import ArchiveWriter

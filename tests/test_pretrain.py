@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pretrain_worker import CONFIG, Made
 from safetensors.torch import load_file
 
 from alidade.models.weights import load_model
 from alidade.training.checkpoint import CheckpointError
 from alidade.training.pretrain import Report, TrainingError, pretrain, sample_ids
+from pretrain_worker import CONFIG, Made
 
 WORKER = Path(__file__).with_name("pretrain_worker.py")
 

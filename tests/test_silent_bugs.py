@@ -17,6 +17,8 @@ from alidade.imagery.raster import Raster
 from alidade.imagery.sensors import sensor
 from alidade.imagery.windows import Window
 from alidade.models.model import Model
+from alidade.models.positions import PositionConfig
+from alidade.models.tokens import grid_places
 from make_fixtures import L1C, meadow, write_tif
 
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -129,3 +131,63 @@ def test_radar_in_power_and_in_decibels_is_one_picture(model: Model) -> None:
         encodings=tuple(replace(e, unit=alidade.imagery.bands.Unit.POWER) for e in raster.encodings),
     )
     assert np.allclose(model.embed(raster), model.embed(linear), atol=1e-4)
+
+
+def test_bfloat16_finds_the_same_neighbours(model: Model) -> None:
+    """Heads magnify rounding: pooled in bfloat16, vectors of one identity had cosines down to 0.94."""
+    coarse = alidade.load(dtype=torch.bfloat16)
+    assert coarse.identity == model.identity
+    paths = [
+        RIVER,
+        *sorted((SAMPLES / "sentinel-1").glob("bigearthnet*"))[:2],
+        *sorted((SAMPLES / "ucmerced").glob("*"))[:1],
+    ]
+    tiles = [alidade.read(p).crop(Window(row=0, col=0, height=64, width=64)) for p in paths]
+    assert (model.embed(tiles) * coarse.embed(tiles)).sum(1).min() > 0.99
+
+
+def test_a_sliver_with_real_pixels_is_embedded(model: Model) -> None:
+    """A scene 130 px wide leaves a strip of 2 px, less than half a patch: it is imagery all the same."""
+    raster = alidade.read(NAIP)
+    sliver = raster.crop(Window(row=0, col=0, height=128, width=2))
+    padded = raster.crop(Window(row=0, col=raster.grid.width - 2, height=128, width=128))
+    assert np.isfinite(model.embed([sliver, padded])).all()
+    assert model.encode(padded).places.valid.sum() == 16
+
+
+def test_a_hole_in_one_tile_costs_the_others_nothing(model: Model) -> None:
+    """One masked token used to give every sample of the batch a bias table of its own, and the tables were kept."""
+    raster = alidade.read(NAIP)
+    tiles = [raster.crop(Window(row=0, col=c, height=128, width=128)) for c in (0, 128, 256)]
+    holed = replace(tiles[1], valid=tiles[1].valid.copy())
+    holed.valid[:64, :64] = False
+    mixed = model.embed([tiles[0], holed, tiles[2]])
+    assert np.allclose(mixed[[0, 2]], model.embed([tiles[0], tiles[2]]), atol=1e-5)
+    assert np.allclose(mixed[1], model.embed(holed)[0], atol=1e-5)
+    kept = model.network._latest
+    assert kept is None or kept[3].bias is None or kept[3].bias.shape[0] == 1
+
+
+def test_gradients_flow_after_an_embedding_of_the_same_size() -> None:
+    """A bias table made in inference mode cannot be saved for a backward pass."""
+    fresh = alidade.load()
+    fresh.network.requires_grad_(True)
+    pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    fresh.encode_normalised({"rgb": pixels}, gsd_m=5.0)
+    tokens = fresh.network.embed_patches(
+        "rgb", pixels, torch.ones(1, 32, 32, dtype=torch.bool), (5.0, 5.0), torch.zeros(1, dtype=torch.float64)
+    )
+    fresh.network.run(tokens).features.square().mean().backward()
+    assert fresh.network.patches["rgb"].weight.grad is not None
+
+
+def test_variants_blind_to_gsd_are_blind_on_pixels_that_are_not_square() -> None:
+    square, oblong = (grid_places(3, 3, 8, g) for g in ((10.0, 10.0), (1.0, 11.0)))
+    for kind in ("patches", "half-patches"):
+        positions = PositionConfig(kind=kind).build(4)
+        a, b = positions.bias(square, square), positions.bias(oblong, oblong)
+        assert a is not None
+        assert b is not None
+        assert torch.allclose(a[:, 0], b[:, 0], atol=1e-6)
+    rope = PositionConfig(kind="rope").build(4)
+    assert torch.allclose(rope.angles(square, 16), rope.angles(oblong, 16), atol=1e-6)

@@ -15,7 +15,12 @@ class AlidadeError(ValueError):
 
     def __init__(self, what: str, *, got: object, expected: str, next_step: str) -> None:
         self.what, self.got, self.expected, self.next_step = what, got, expected, next_step
-        super().__init__(f"{what}: got {got}, expected {expected}. {next_step}")
+        super().__init__(_one_line(f"{what}: got {got}, expected {expected}. {next_step}"))
+
+
+def _one_line(text: str) -> str:
+    """Control characters (a file name may hold a line feed) as escapes, so that one error stays one line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 class RasterError(AlidadeError):

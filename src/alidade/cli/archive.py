@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
 import typer
 
 from alidade.cli.output import Bar, err, out, show_json, show_model, show_table
-from alidade.errors import AlidadeError
+from alidade.errors import AlidadeError, ArchiveError
 from alidade.imagery.files import Declared, open_raster
+from alidade.imagery.quicklook import Colours, of_raster
+from alidade.imagery.raster import Raster
 from alidade.imagery.windows import Window
 from alidade.models.model import Model
 from alidade.models.registry import DEFAULT, load
@@ -19,15 +21,18 @@ from alidade.search import export
 from alidade.search.archive import Archive
 from alidade.search.embed import EmbedSummary
 from alidade.search.embed import embed as embed_archive
-from alidade.search.filters import parse_bbox, parse_point, parse_time
+from alidade.search.filters import Filter, check_k, parse_bbox, parse_point, parse_time
 from alidade.search.picture import draw_result, row_colours
-from alidade.search.quicklook import Colours, of_raster
 from alidade.search.scan import Hits, Scanner
 
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """What the user asks; texts as typed."""
+    """What the user asks; texts as typed, and checked here: before anything is loaded.
+
+    Raises:
+        AlidadeError: neither or both of ``like`` and ``at``, or a text that cannot be understood.
+    """
 
     like: str | None = None
     at: str | None = None
@@ -36,6 +41,28 @@ class Query:
     sensor: str | None = None
     k: int = 10
     declared: Declared = field(default_factory=Declared)
+
+    def __post_init__(self) -> None:
+        """Read every text once; see the class for what is refused."""
+        if (self.like is None) == (self.at is None):
+            raise AlidadeError(
+                "query",
+                got="neither --like nor --at" if self.like is None else "both --like and --at",
+                expected="one of --like FILE and --at LON,LAT",
+                next_step="Say what the tiles should be like.",
+            )
+        check_k(self.k)
+        if self.at is not None:
+            parse_point(self.at)
+        self.conditions()
+
+    def conditions(self) -> Filter:
+        """What narrows the search."""
+        return Filter(
+            bbox=None if self.bbox is None else parse_bbox(self.bbox),
+            time=None if self.time is None else parse_time(self.time),
+            sensor=self.sensor,
+        )
 
 
 def run_embed(
@@ -49,15 +76,19 @@ def run_embed(
     declared: Declared,
     as_json: bool,
 ) -> None:
-    """Embed and report. Exit code 2 when any source failed, after the others are done.
+    """Embed and report. Exit code 2 when any source failed, after the others are done; 130 after Ctrl-C.
 
     Raises:
         AlidadeError: nothing could be embedded at all (see ``search.embed.embed``).
     """
-    loaded = load(model or DEFAULT, weights=weights)
-    show_model(loaded)
-    with Bar() as bar:
-        summary = embed_archive(paths, archive, loaded, declared=declared, tile=tile, batch=batch, progress=bar)
+    try:
+        loaded = load(model or DEFAULT, weights=weights)
+        show_model(loaded)
+        with Bar() as bar:
+            summary = embed_archive(paths, archive, loaded, declared=declared, tile=tile, batch=batch, progress=bar)
+    except KeyboardInterrupt:
+        err.print(f"stopped by Ctrl-C; the same command goes on from what {archive} holds")
+        raise typer.Exit(130) from None
     report(summary, as_json=as_json)
     if summary.failures:
         raise typer.Exit(2)
@@ -85,10 +116,33 @@ def run_search(
     model: str | None,
     weights: str | None,
 ) -> None:
-    """Search, show or write the answer, and draw it.
+    """Search, show or write the answer, then draw it. A default picture that cannot be written is no failure.
 
     Raises:
-        AlidadeError: a query that cannot be understood, or an archive that cannot be read.
+        AlidadeError: a format or file name that does not fit, an archive that cannot be read, or results or an
+            asked-for picture that cannot be written.
+    """
+    check_output(form, out, picture)
+    scanner = Scanner(Archive.open(archive))
+    hits, colours = ask(scanner, query, model=model, weights=weights)
+    show(hits, form, out)
+    drawn = picture or (out.with_name(f"{out.name}.png") if out else archive / "last-search.png")
+    try:
+        draw_result(hits, scanner, drawn, query=colours, declared=query.declared)
+    except ArchiveError as error:
+        if picture is not None:
+            raise
+        err.print(f"no picture: {error}")
+        return
+    err.print(f"picture: {drawn}")
+
+
+def check_output(form: str, out: Path | None, picture: Path | None) -> None:
+    """See that the answer can go where it shall go, as far as names tell.
+
+    Raises:
+        AlidadeError: an unknown format, a file name that does not fit it, Parquet on a terminal, or the picture in
+            place of the results.
     """
     if form not in ("table", *export.FORMATS):
         raise AlidadeError(
@@ -97,12 +151,17 @@ def run_search(
             expected=f"table, {', '.join(export.FORMATS)}",
             next_step="Choose one of these.",
         )
-    scanner = Scanner(Archive.open(archive))
-    hits, colours = ask(scanner, query, model=model, weights=weights)
-    drawn = picture or (out.with_suffix(".png") if out else archive / "last-search.png")
-    draw_result(hits, scanner, drawn, query=colours, declared=query.declared)
-    show(hits, form, out)
-    err.print(f"picture: {drawn}")
+    if out is not None:
+        export.kind_of(out, None if form == "table" else form)
+    elif form == "parquet" and sys.stdout.isatty():
+        # Parquet is bytes: a pipe can take them, a terminal cannot
+        raise AlidadeError(
+            "--format parquet", got="a terminal", expected="a file or a pipe", next_step="Add --out FILE."
+        )
+    if picture is not None and out is not None and os.path.realpath(picture) == os.path.realpath(out):
+        raise AlidadeError(
+            "--picture", got=str(picture), expected="another file than --out", next_step="Give it its own name."
+        )
 
 
 def ask(
@@ -122,13 +181,6 @@ def ask(
         weights: for the CROMA names.
         loaded: a model that is there already.
     """
-    if (query.like is None) == (query.at is None):
-        raise AlidadeError(
-            "query",
-            got="neither --like nor --at" if query.like is None else "both --like and --at",
-            expected="one of --like FILE and --at LON,LAT",
-            next_step="Say what the tiles should be like.",
-        )
     declared = query.declared
     if query.at is not None:
         place = scanner.at(*parse_point(query.at))
@@ -142,22 +194,29 @@ def ask(
     else:
         assert query.like is not None
         known = loaded or load(model or DEFAULT, weights=weights)
-        vector, colours = embed_query(known, query.like, declared, scanner.archive.header.tile)
+        raster = read_query(query.like, declared, scanner.archive.header.tile)
+        vector, colours = known.embed(raster)[0], of_raster(raster)
         name, identity = Path(query.like).name, known.identity
+        if not known.aligned and query.sensor is None and scanner.sensors - {raster.sensor.id}:
+            err.print(
+                f"note: {identity} has not learned to compare sensors: scores between {raster.sensor.id} and other "
+                f"sensors mean nothing. Add --only-sensor {raster.sensor.id}."
+            )
+    conditions = query.conditions()
     hits = scanner.search(
         vector,
         query.k,
-        bbox=parse_bbox(query.bbox) if query.bbox else None,
-        time=parse_time(query.time) if query.time else None,
-        sensor=query.sensor,
+        bbox=conditions.bbox,
+        time=conditions.time,
+        sensor=conditions.sensor,
         model=identity,
         describe=name,
     )
     return hits, colours
 
 
-def embed_query(model: Model, path: str, declared: Declared, tile: int) -> tuple[np.ndarray, Colours]:
-    """The query image as a vector ``[D]`` and as colours: the whole file, or its centre where it exceeds a tile."""
+def read_query(path: str, declared: Declared, tile: int) -> Raster:
+    """The query image: the whole file, or its centre where it exceeds a tile."""
     with open_raster(path, declared) as file:
         height, width = min(tile, file.grid.height), min(tile, file.grid.width)
         if (height, width) != (file.grid.height, file.grid.width):
@@ -168,8 +227,7 @@ def embed_query(model: Model, path: str, declared: Declared, tile: int) -> tuple
             height=height,
             width=width,
         )
-        raster = file.read(window)
-    return model.embed(raster)[0], of_raster(raster)
+        return file.read(window)
 
 
 def show(hits: Hits, form: str, path: Path | None) -> None:
@@ -185,9 +243,4 @@ def show(hits: Hits, form: str, path: Path | None) -> None:
     elif form == "geojson":
         show_json(export.to_geojson(hits))
     else:
-        # Parquet is bytes: a pipe can take them, a terminal cannot
-        if sys.stdout.isatty():
-            raise AlidadeError(
-                "--format parquet", got="a terminal", expected="a file or a pipe", next_step="Add --out FILE."
-            )
         sys.stdout.buffer.write(export.to_parquet(hits))

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from alidade.cli import evaluate, tiles
 from alidade.cli import options as opt
 from alidade.errors import AlidadeError
 
@@ -16,6 +17,8 @@ def register(app: typer.Typer) -> None:
     """Add all commands to the application."""
     for command in (inspect, embed, search, models, bench, demo):
         app.command()(command)
+    tiles.register(app)
+    evaluate.register(app)
 
 
 def inspect(
@@ -43,7 +46,7 @@ def embed(
     model: opt.ModelName = None,
     weights: opt.Weights = None,
     tile: Annotated[int | None, typer.Option(help="Tile side in pixels. [default: the model's]")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Tiles given to the model at once.")] = 16,
+    batch: Annotated[int, typer.Option(min=1, max=256, help="Tiles given to the model at once.")] = 16,
     sensor: opt.SensorName = None,
     bands: opt.Bands = None,
     unit: opt.UnitName = None,
@@ -72,7 +75,7 @@ def search(
     form: Annotated[str, typer.Option("--format", help="table, json, geojson or parquet.")] = "table",
     out: Annotated[Path | None, typer.Option(help="Write the results here instead of stdout.")] = None,
     picture: Annotated[
-        Path | None, typer.Option(help="Picture file. [default: beside --out, or in the archive]")
+        Path | None, typer.Option(help="Picture file. [default: OUT.png beside --out, or in the archive]")
     ] = None,
     model: opt.ModelName = None,
     weights: opt.Weights = None,

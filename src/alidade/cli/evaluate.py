@@ -206,7 +206,7 @@ def _stamp(seed: int, commit: str | None) -> Stamp:
     from alidade.evaluation.protocols import Stamp
     from alidade.evaluation.results import commit_of
 
-    return Stamp(commit=commit or commit_of(Path(__file__).parent), seed=seed)
+    return Stamp(commit=commit or commit_of(Path(__file__).parents[1]), seed=seed)
 
 
 def _encoders(train: Images, models: list[str] | None, baselines: list[str] | None, seed: int) -> Iterator[Encoder]:

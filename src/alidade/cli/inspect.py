@@ -52,7 +52,7 @@ def show(found: dict[str, Any], *, as_json: bool) -> None:
         show_json(found)
         return
     gx, gy = found["gsd_m"]
-    out.print(f"[bold]{found['file']}[/bold]")
+    out.print(found["file"], style="bold")
     out.print(f"{found['title']} ({found['sensor']})")
     out.print(f"{found['width']} x {found['height']} px, {gx:g} x {gy:g} m per pixel on the ground")
     out.print(f"CRS {found['crs'] or 'none'}, taken {found['time'] or 'at an unknown time'}")

@@ -80,7 +80,7 @@ def fit_probe(
         # divided by c·N, so that one tolerance serves all strengths
         loss = F.cross_entropy(values @ weight.T + bias, target) + weight.square().sum() / (2 * c * len(values))
         loss.backward()  # type: ignore[no-untyped-call]
-        return float(loss)
+        return loss.item()
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     return Probe(mean=mean, scale=scale, weight=weight.detach(), bias=bias.detach(), c=c)

@@ -107,16 +107,18 @@ def measure_retrieval(
     sar, optical = both(pairs)
     condition = "as is" if told_gsd_m is None else f"GSD told as {told_gsd_m:g} m"
     settings: dict[str, object] = {"told": told_gsd_m}
-    name, parts = encoders[1].identity, [pairs.sar]
+    name = encoders[1].identity
     if fitted_on is not None:
         bridge = choose_bridge(*both(fitted_on), fitted_on.sar.labels, share=HELD_OUT, seed=stamp.seed)
         sar, optical = bridge.apply(sar, optical)
         settings["ridge"] = bridge.ridge
-        name, parts = f"{name} + canonical correlation", [fitted_on.sar, pairs.sar]
+        # the split is what is reported on, the same for all rows; what a map was fitted to is part of its config
+        settings["fitted on"] = split_hash(fitted_on.sar)
+        name = f"{name} + canonical correlation"
     encoder = Encoder(identity=name, config=f"[{encoders[0].config}, {encoders[1].config}]", embed=_nothing)
     for recall in recalls(sar, optical, pairs.sar.labels, seed=stamp.seed):
         metric = f"{recall.direction} R@{recall.depth}"
-        yield _row(recall.interval, stamp, encoder, parts, "cross-sensor retrieval", condition, metric, settings)
+        yield _row(recall.interval, stamp, encoder, [pairs.sar], "cross-sensor retrieval", condition, metric, settings)
 
 
 def measure_retrieval_chance(pairs: Pairs, stamp: Stamp) -> Iterator[Result]:

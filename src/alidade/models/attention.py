@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import flex_attention
 
 from alidade.errors import ModelError
-from alidade.models.positions import Positions
+from alidade.models.positions import Positions, columns
 from alidade.models.tokens import Places
 
 BACKENDS = ("sdpa", "baddbmm", "flex")
@@ -103,18 +103,14 @@ def _score_mod(
     positions: Positions, query: Places, key: Places
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
     fn = positions.elementwise(query.centres.device)
-    q, k, valid = (
-        (*query.centres.unbind(-1), query.footprint),
-        (*key.centres.unbind(-1), key.footprint),
-        key.valid,
-    )
-    blocked = torch.zeros(valid.shape, device=valid.device).masked_fill(~valid, MASKED)
+    (qx, qy, qu, qv), (kx, ky, ku, kv) = columns(query), columns(key)
+    blocked = torch.zeros(key.valid.shape, device=key.valid.device).masked_fill(~key.valid, MASKED)
 
     def score_mod(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         score = score + blocked[b, j]
         if fn is None:
             return score
-        return score + fn(h, (q[0][b, i], q[1][b, i], q[2][b, i]), (k[0][b, j], k[1][b, j], k[2][b, j]))
+        return score + fn(h, (qx[b, i], qy[b, i], qu[b, i], qv[b, i]), (kx[b, j], ky[b, j], ku[b, j], kv[b, j]))
 
     return score_mod
 

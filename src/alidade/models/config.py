@@ -59,6 +59,7 @@ class ScaleAlibiConfig:
         decoder: for masked reconstruction; None for inference-only models.
         mlp_head: whether pooled features pass a LayerNorm and a two-layer MLP (CROMA's GAP-FFN), or one linear layer.
         tile: preferred tile side in pixels for archives.
+        aligned: whether training has made vectors of different sensors comparable.
     """
 
     name: str
@@ -71,6 +72,7 @@ class ScaleAlibiConfig:
     decoder: DecoderConfig | None = None
     mlp_head: bool = True
     tile: int
+    aligned: bool = False
 
 
 def to_json(config: ScaleAlibiConfig) -> str:

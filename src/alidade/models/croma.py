@@ -51,6 +51,7 @@ class CromaSize:
             fusion_depth=self.fusion_depth,
             position=PositionConfig(kind="metres", unit_m=80.0),
             tile=120,
+            aligned=True,
         )
 
 
@@ -88,17 +89,27 @@ def _read(path: Path) -> dict[str, dict[str, Tensor]]:
         )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    # what the unpickler raises on bytes that are no pickle depends on the bytes
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError) as error:
         raise WeightsError(
             f"{path}: weights",
-            got=f"a file that cannot be read safely ({str(error).splitlines()[0][:120]})",
+            got=f"a file that cannot be read as tensors alone ({type(error).__name__})",
             expected=expected,
             next_step="Download the file again from its publisher.",
         ) from None
-    found = sorted(checkpoint) if isinstance(checkpoint, dict) else type(checkpoint).__name__
-    if found != sorted(PARTS):
-        raise WeightsError(f"{path}: weights", got=found, expected=expected, next_step="Pass the original file.")
-    return checkpoint  # type: ignore[no-any-return]
+    parts = checkpoint if isinstance(checkpoint, dict) else {}
+    if set(parts) != set(PARTS) or not all(_is_state(part) for part in parts.values()):
+        raise WeightsError(
+            f"{path}: weights",
+            got=f"{type(checkpoint).__name__} of {', '.join(map(str, parts)) or 'nothing known'}",
+            expected=expected,
+            next_step="Pass the original file.",
+        )
+    return parts
+
+
+def _is_state(part: object) -> bool:
+    return isinstance(part, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in part.items())
 
 
 def _translate(checkpoint: dict[str, dict[str, Tensor]], path: Path) -> dict[str, Tensor]:
@@ -133,7 +144,7 @@ def _encoder_key(key: str, tower: str) -> str:
 
 
 def _block_key(key: str, kinds: tuple[str, ...]) -> str:
-    if not key.startswith("layers."):
+    if not key.startswith("layers.") or key.count(".") < 3:
         return key.replace("norm_out.", "norm.")
     _, layer, index, rest = key.split(".", 3)
     kind = kinds[int(index)] if index.isdigit() and int(index) < len(kinds) else f"unknown-{index}"

@@ -83,6 +83,16 @@ def pad_to_patches(pixels: Tensor, valid: Tensor, patch: int) -> tuple[Tensor, T
 
 
 def patch_validity(valid: Tensor, patch: int) -> Tensor:
-    """Whether at least half of each patch's pixels are real: ``[B, H, W]`` bool to ``[B, N]`` bool."""
-    share = F.avg_pool2d(valid.to(torch.float32).unsqueeze(1), patch)
-    return (share >= 0.5).flatten(1)
+    """Which patches count: ``[B, H, W]`` bool to ``[B, N]`` bool.
+
+    Those with at least half of their pixels real; in an image where no patch reaches half (a sliver at a scene's
+    edge), those that have the most. So an image with any real pixel has a token.
+    """
+    share = real_share(valid, patch)
+    best = share.amax(dim=1, keepdim=True)
+    return (share >= best.clamp(max=0.5)) & (share > 0)
+
+
+def real_share(valid: Tensor, patch: int) -> Tensor:
+    """Share of real pixels in each patch: ``[B, H, W]`` bool to ``[B, N]`` float32."""
+    return F.avg_pool2d(valid.to(torch.float32).unsqueeze(1), patch).flatten(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -58,7 +59,7 @@ class Model:
         # the identity is taken in float32, before the cast: it names the space, not the number format
         self.identity = identity(network)
         self.precision = choose_precision(device) if dtype is None else Precision(dtype, "asked for")
-        self.network = network.to(device=device, dtype=self.precision.dtype).eval().requires_grad_(False)
+        self.network = network.to(device).cast(self.precision.dtype).eval().requires_grad_(False)
 
     def __repr__(self) -> str:
         return f"Model({self.identity}, {self.precision.dtype}, dim={self.dim}, tile={self.tile})"
@@ -72,6 +73,17 @@ class Model:
     def tile(self) -> int:
         """Preferred tile side in pixels; any other size works too."""
         return self.network.config.tile
+
+    @property
+    def tile_range(self) -> tuple[int, int]:
+        """Smallest and largest tile side in pixels: one patch, and ``MAX_TOKENS`` patches of every tower."""
+        patches = [t.patch for t in self.towers]
+        return max(patches), math.isqrt(MAX_TOKENS) * min(patches)
+
+    @property
+    def aligned(self) -> bool:
+        """Whether vectors of different sensors can be compared."""
+        return self.network.config.aligned
 
     @property
     def towers(self) -> tuple[TowerConfig, ...]:
@@ -92,7 +104,7 @@ class Model:
 
         Raises:
             SensorError: the model has no tower for these bands.
-            RasterError: the raster has no valid pixel, or no patch that is at least half valid.
+            RasterError: the raster has no valid pixel.
             ModelError: the raster is larger than ``MAX_TOKENS`` patches; cut it into tiles.
         """
         return self._encode([self._prepare(raster)])
@@ -100,17 +112,28 @@ class Model:
     def embed(self, rasters: Raster | Iterable[Raster], *, batch_size: int = 16) -> NDArray[np.float32]:
         """One unit vector per raster, ``[N, D]`` float32; rasters of equal kind, size and GSD share a batch.
 
+        Images with holes have a bias table each, so they are batched apart and in smaller batches.
+
+        Args:
+            rasters: one, or several in any order; all are held in memory.
+            batch_size: most rasters computed at once.
+
         Raises:
+            ModelError: a batch size below 1.
             The errors of ``encode``; the first raster that fails stops the call.
         """
+        if batch_size < 1:
+            raise ModelError("batch size", got=batch_size, expected="1 or more", next_step="Choose another.")
         items = [self._prepare(r) for r in ([rasters] if isinstance(rasters, Raster) else rasters)]
         out = np.zeros((len(items), self.dim), dtype=np.float32)
-        groups: dict[tuple[object, ...], list[int]] = {}
+        groups: dict[tuple[str, tuple[int, ...], tuple[float, float], bool], list[int]] = {}
         for index, item in enumerate(items):
-            groups.setdefault((item.tower, item.pixels.shape, item.gsd_m), []).append(index)
-        for group in groups.values():
-            for start in range(0, len(group), batch_size):
-                part = group[start : start + batch_size]
+            whole = bool(item.valid.all())
+            groups.setdefault((item.tower, item.pixels.shape, item.gsd_m, whole), []).append(index)
+        for (*_, whole), group in groups.items():
+            step = batch_size if whole else min(batch_size, self._most_tables(items[group[0]]))
+            for start in range(0, len(group), step):
+                part = group[start : start + step]
                 with torch.inference_mode():
                     pooled = self.network.pool(self._encode([items[i] for i in part]))
                     out[part] = F.normalize(pooled.float(), dim=-1).cpu().numpy()
@@ -133,7 +156,12 @@ class Model:
 
         Returns:
             Tokens and pooled features (sensor heads of the mean token; joint: the plain mean token).
+
+        Raises:
+            ModelError: no input, an unknown tower, other channels or shapes, a value that is not finite at a valid
+                pixel, or a GSD that is not a positive number.
         """
+        self._check_normalised(inputs, gsd_m, valid or {})
         tokens: dict[str, Tokens] = {}
         with torch.inference_mode():
             for name in (t.name for t in self.towers if t.name in inputs):
@@ -141,13 +169,38 @@ class Model:
                 mask = (valid or {}).get(name, torch.ones(pixels[:, 0].shape, dtype=torch.bool))
                 days = torch.full((pixels.shape[0],), float("nan"), dtype=torch.float64)
                 tokens[name] = self._run(name, pixels, mask.to(pixels.device), (gsd_m, gsd_m), days)
-            if unknown := set(inputs) - set(tokens):
-                self.network.tower(unknown.pop())
             pooled = {name: self.network.pool(t) for name, t in tokens.items()}
             if len(tokens) > 1 and self.network.fusion is not None:
                 tokens["joint"] = self.network.fuse(list(tokens.values()))
                 pooled["joint"] = tokens["joint"].mean()
         return Encoded(tokens, pooled)
+
+    def _check_normalised(self, inputs: dict[str, Tensor], gsd_m: float, valid: dict[str, Tensor]) -> None:
+        for name in [*inputs, *valid]:
+            self.network.tower(name)
+        if not inputs or not (math.isfinite(gsd_m) and gsd_m > 0) or not set(valid) <= set(inputs):
+            raise ModelError(
+                f"{self.network.config.name}: normalised input",
+                got=f"towers {list(inputs)}, masks of {list(valid)}, GSD {gsd_m} m",
+                expected="at least one tower's tensor, masks of given towers only, and a positive GSD in metres",
+                next_step="See Model.encode_normalised.",
+            )
+        for name, pixels in inputs.items():
+            self.network.check_channels(name, pixels)
+            mask = valid.get(name, torch.ones(pixels[:, 0].shape, dtype=torch.bool))
+            seen = pixels.isfinite().all(dim=1)
+            if mask.shape != seen.shape or not bool((seen | ~mask.to(seen.device)).all()):
+                raise ModelError(
+                    f"{self.network.config.name}: input of tower {name}",
+                    got=f"a mask of shape {tuple(mask.shape)}, and {int((~seen).sum())} pixels that are not finite",
+                    expected=f"a mask [B, H, W] of shape {tuple(seen.shape)} that excludes such pixels",
+                    next_step="Set them to 0 and mark them invalid in `valid`.",
+                )
+
+    def _most_tables(self, item: _Prepared) -> int:
+        patch = self.network.tower(item.tower).patch
+        tokens = -(-item.valid.shape[0] // patch) * -(-item.valid.shape[1] // patch)
+        return int(max(1, MAX_TOKENS**2 // (4 * tokens**2)))
 
     def _tower_for(self, sensor: Sensor, available: Sequence[str]) -> tuple[TowerConfig, Normalization]:
         for tower in self.towers:
@@ -201,15 +254,7 @@ class Model:
             return self._run(items[0].tower, pixels, valid, items[0].gsd_m, days)
 
     def _run(self, name: str, pixels: Tensor, valid: Tensor, gsd_m: tuple[float, float], days: Tensor) -> Tokens:
-        tokens = self.network.embed_patches(name, pixels, valid, gsd_m, days)
-        if not bool(tokens.places.valid.any(dim=1).all()):
-            raise RasterError(
-                f"{self.network.config.name}: tower {name}",
-                got="an image without any patch that is at least half valid",
-                expected=f"one patch of {self.network.tower(name).patch} px with real pixels",
-                next_step="Leave such tiles out: their valid share is in the file's mask.",
-            )
-        return self.network.run(tokens)
+        return self.network.run(self.network.embed_patches(name, pixels, valid, gsd_m, days))
 
 
 def three_digits(value: float) -> float:

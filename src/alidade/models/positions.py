@@ -18,8 +18,10 @@ from torch import Tensor
 from alidade.errors import ModelError
 from alidade.models.tokens import Places
 
-Elementwise = Callable[[Tensor, tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]], Tensor]
-"""``(head, (x, y, footprint) of the query, the same of the key) -> bias``, all broadcastable."""
+Place = tuple[Tensor, Tensor, Tensor, Tensor]
+"""``x``, ``y`` of a centre and the footprint's sides along x and y, in metres; broadcastable."""
+Elementwise = Callable[[Tensor, Place, Place], Tensor]
+"""``(head, query, key) -> bias``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,19 +108,25 @@ class Positions:
         if query.alike and key.alike:
             query, key = query.first(), key.first()
         head = torch.arange(self.heads, device=query.centres.device).view(-1, 1, 1)
-        qx, qy = query.centres[:, None, :, None, 0], query.centres[:, None, :, None, 1]
-        kx, ky = key.centres[:, None, None, :, 0], key.centres[:, None, None, :, 1]
-        return fn(head, (qx, qy, query.footprint[:, None, :, None]), (kx, ky, key.footprint[:, None, None, :]))
+        rows = [part[:, None, :, None] for part in columns(query)]
+        cols = [part[:, None, None, :] for part in columns(key)]
+        return fn(head, (rows[0], rows[1], rows[2], rows[3]), (cols[0], cols[1], cols[2], cols[3]))
 
 
-def ground_distance(q: tuple[Tensor, Tensor, Tensor], k: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+def columns(places: Places) -> Place:
+    """The four numbers of every token, ``[B, N]`` each."""
+    (x, y), (fx, fy) = places.centres.unbind(-1), places.footprint.unbind(-1)
+    return x, y, fx, fy
+
+
+def ground_distance(q: Place, k: Place) -> Tensor:
     """Euclidean distance of token centres in metres."""
     return torch.sqrt((q[0] - k[0]).square() + (q[1] - k[1]).square())
 
 
-def patch_distance(q: tuple[Tensor, Tensor, Tensor], k: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+def patch_distance(q: Place, k: Place) -> Tensor:
     """Distance on the tokens' own index grids, blind to GSD (CROMA's 2D-ALiBi)."""
-    return torch.sqrt((q[0] / q[2] - k[0] / k[2]).square() + (q[1] / q[2] - k[1] / k[2]).square())
+    return torch.sqrt((q[0] / q[2] - k[0] / k[2]).square() + (q[1] / q[3] - k[1] / k[3]).square())
 
 
 class Metres(Positions):
@@ -166,20 +174,22 @@ class HalfPatches(Positions):
         slopes = alibi_slopes(many).repeat_interleave(2)[: self.heads].to(device)
         lengths = head_lengths(self.config, many).repeat_interleave(2)[: self.heads].to(device)
 
-        def bias(h: Tensor, q: tuple[Tensor, Tensor, Tensor], k: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        def bias(h: Tensor, q: Place, k: Place) -> Tensor:
             return -torch.where(h % 2 == 0, slopes[h] * patch_distance(q, k), ground_distance(q, k) / lengths[h])
 
         return bias
 
 
 class MetresAndScale(Positions):
-    """Ground distance plus ``-n_h |log(f_i / f_j)|`` for a pair of different footprints, ``n_h`` = ALiBi's slopes."""
+    """Ground distance plus ``-n_h |log(f_i / f_j)|``: ``n_h`` are ALiBi's slopes, ``f`` mean sides of footprints."""
 
     def elementwise(self, device: torch.device) -> Elementwise:
         """Minus distance in head lengths, minus slope times the log-ratio of footprints."""
         lengths = head_lengths(self.config, self.heads).to(device)
         slopes = alibi_slopes(self.heads).to(device)
-        return lambda h, q, k: -ground_distance(q, k) / lengths[h] - slopes[h] * torch.log(q[2] / k[2]).abs()
+        return lambda h, q, k: (
+            -ground_distance(q, k) / lengths[h] - slopes[h] * (torch.log(q[2] * q[3] / (k[2] * k[3])) / 2).abs()
+        )
 
 
 def sincos(coordinates: Tensor, dim: int, shortest: float, longest: float) -> Tensor:
@@ -202,7 +212,7 @@ class SinCos(Positions):
 
     def input_embedding(self, places: Places, dim: int) -> Tensor:
         """Sin-cos of index coordinates at wavelengths up to 10,000 patches."""
-        return sincos(places.centres / places.footprint.unsqueeze(-1), dim, 1.0, 10_000.0)
+        return sincos(places.centres / places.footprint, dim, 1.0, 10_000.0)
 
 
 class SinCosGsd(Positions):
@@ -226,7 +236,7 @@ class Rope2d(Positions):
                 expected="a multiple of 4",
                 next_step="Choose another number of heads.",
             )
-        index = places.centres / places.footprint.unsqueeze(-1)
+        index = places.centres / places.footprint
         rate = 100.0 ** (-torch.arange(quarter, device=index.device) / quarter)
         return (index.unsqueeze(-1) * rate).flatten(-2)
 

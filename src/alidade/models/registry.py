@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from alidade.errors import WeightsError
+from alidade.errors import ModelError, WeightsError
 from alidade.models import croma
 from alidade.models.model import Model
 from alidade.models.weights import load_model
@@ -37,9 +37,11 @@ def load(
         dtype: compute format; bfloat16 where the hardware has it and float32 elsewhere when not given.
 
     Raises:
+        ModelError: a device that is not there, or a dtype that networks do not compute in.
         WeightsError: an unknown name, or weights that are missing, damaged or of another model.
     """
     name = str(name_or_dir)
+    check_device(device, dtype)
     if name in CROMA_SIZES:
         if weights is None:
             raise WeightsError(
@@ -56,7 +58,7 @@ def load(
             expected="weights only with croma-base or croma-large",
             next_step="Leave it out: other models carry their weights in their directory.",
         )
-    directory = SHIPPED / name if (SHIPPED / name).is_dir() else Path(name_or_dir)
+    directory = SHIPPED / name if name in models() else Path(name_or_dir)
     if not directory.is_dir():
         raise WeightsError(
             "model name",
@@ -65,3 +67,20 @@ def load(
             next_step="Check the spelling, or pass the path of a saved model.",
         )
     return Model(load_model(directory), device=device, dtype=dtype)
+
+
+def check_device(device: str, dtype: torch.dtype | None) -> None:
+    """Refuse what cannot compute here.
+
+    Raises:
+        ModelError: an unknown or absent device, or a dtype other than float32 and bfloat16.
+    """
+    there = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if device not in there and not (device == "cuda" and len(there) > 1):
+        raise ModelError(
+            "device", got=repr(device), expected=f"one of {', '.join(there)}", next_step="Choose one that is there."
+        )
+    if dtype not in (None, torch.float32, torch.bfloat16):
+        raise ModelError(
+            "dtype", got=dtype, expected="torch.float32 or torch.bfloat16", next_step="Leave it out to have it chosen."
+        )

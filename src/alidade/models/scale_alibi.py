@@ -91,7 +91,7 @@ class ScaleAlibi(nn.Module):
         self.config = config
         self.positions = config.position.build(config.heads)
         self.attention_backend: str | None = None
-        self._latest: tuple[Places, Places, tuple[str | None, torch.dtype], Geometry] | None = None
+        self._latest: tuple[Places, Places, tuple[str | None, torch.dtype, bool], Geometry] | None = None
         width, heads, shared = config.width, config.heads, config.shared_depth
         self.patches = nn.ModuleDict({t.name: PatchEmbed(len(t.bands), t.patch, width) for t in config.towers})
         self.trunks = nn.ModuleDict(
@@ -105,8 +105,16 @@ class ScaleAlibi(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The compute dtype."""
-        return next(self.parameters()).dtype
+        """The compute dtype of encoders and fusion; under autocast, autocast's."""
+        if torch.is_autocast_enabled(self.device.type):
+            return torch.get_autocast_dtype(self.device.type)
+        return next(self.patches.parameters()).dtype
+
+    def cast(self, dtype: torch.dtype) -> ScaleAlibi:
+        """Compute in ``dtype``, but for pooling and heads, which stay in float32: they decide similarity."""
+        self.to(dtype)
+        self.heads.to(torch.float32)
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -138,18 +146,12 @@ class ScaleAlibi(nn.Module):
         Args:
             name: the tower.
             pixels: ``[B, C, H, W]`` normalised; sides are padded to whole patches.
-            valid: ``[B, H, W]`` bool; a token is valid when at least half its pixels are.
+            valid: ``[B, H, W]`` bool; see ``encoder.patch_validity`` for which tokens count.
             gsd_m: true ground metres per pixel ``(x, y)``.
             days: ``[B]``.
         """
         tower = self.tower(name)
-        if pixels.ndim != 4 or pixels.shape[1] != len(tower.bands):
-            raise ModelError(
-                f"{self.config.name}: input of tower {name}",
-                got=f"shape {tuple(pixels.shape)}",
-                expected=f"[B, {len(tower.bands)}, H, W] with channels {', '.join(tower.bands)}",
-                next_step="Stack the bands in this order.",
-            )
+        self.check_channels(name, pixels)
         pixels, valid = pad_to_patches(pixels, valid, tower.patch)
         b, _, h, w = pixels.shape
         grid = grid_places(h // tower.patch, w // tower.patch, tower.patch, gsd_m, b)
@@ -163,6 +165,21 @@ class ScaleAlibi(nn.Module):
         if added is not None:
             x = x + added.to(self.dtype)
         return Tokens(features=x, places=places, sensor=name, days=days)
+
+    def check_channels(self, name: str, pixels: Tensor) -> None:
+        """Refuse a tensor that is not ``[B, C, H, W]`` with the tower's channels.
+
+        Raises:
+            ModelError: naming the shape and the bands.
+        """
+        bands = self.tower(name).bands
+        if pixels.ndim != 4 or pixels.shape[1] != len(bands) or 0 in pixels.shape:
+            raise ModelError(
+                f"{self.config.name}: input of tower {name}",
+                got=f"shape {tuple(pixels.shape)}",
+                expected=f"[B, {len(bands)}, H, W] with channels {', '.join(bands)}",
+                next_step="Stack the bands in this order.",
+            )
 
     def run(self, tokens: Tokens) -> Tokens:
         """The tower's transformer over patch features, all or only the kept ones."""
@@ -214,7 +231,9 @@ class ScaleAlibi(nn.Module):
 
     def _geometry(self, query: Places, key: Places) -> Geometry:
         # an archive's batches have one geometry: the latest is kept, so only a new size or GSD costs anything
-        known, how = self._latest, (self.attention_backend, self.dtype)
+        # tables made in inference mode cannot serve a pass that needs gradients, so the mode is part of the key
+        how = (self.attention_backend, self.dtype, torch.is_inference_mode_enabled())
+        known = self._latest
         if known and known[2] == how and same(known[0], query) and same(known[1], key):
             return known[3]
         geometry = make_geometry(
@@ -226,7 +245,8 @@ class ScaleAlibi(nn.Module):
             training=self.training and torch.is_grad_enabled(),
             backend=self.attention_backend,
         )
-        self._latest = None if self.training else (query, key, how, geometry)
+        one_table = geometry.bias is None or geometry.bias.shape[0] == 1
+        self._latest = (query, key, how, geometry) if one_table and not self.training else None
         return geometry
 
 

@@ -17,7 +17,7 @@ class Places(NamedTuple):
     Attributes:
         centres: ``[B, N, 2]`` float32, metres (x along image rows to the right, y down the columns) in a local
             tangent frame whose origin all sensors of one sample share.
-        footprint: ``[B, N]`` float32, side of a token's ground square in metres.
+        footprint: ``[B, N, 2]`` float32, sides (x, y) of a token's ground rectangle in metres.
         valid: ``[B, N]`` bool, whether the token saw enough real pixels.
     """
 
@@ -27,8 +27,8 @@ class Places(NamedTuple):
 
     @property
     def alike(self) -> bool:
-        """Whether every sample of the batch has the same places, so that one bias table serves all."""
-        return all(bool((part == part[:1]).all()) for part in self)
+        """Whether all samples of the batch lie at the same places, so that one bias table serves all."""
+        return all(bool((part == part[:1]).all()) for part in (self.centres, self.footprint))
 
     def first(self) -> Places:
         """The places of the first sample, as a batch of one."""
@@ -59,11 +59,11 @@ class Tokens:
             self.places.valid.shape,
             self.days.shape,
         )
-        if shapes != ((b, n, 2), (b, n), (b, n), (b,)):
+        if shapes != ((b, n, 2), (b, n, 2), (b, n), (b,)):
             raise ModelError(
                 f"tokens of {self.sensor}: shapes",
                 got=f"features {tuple(self.features.shape)} with places {[tuple(s) for s in shapes]}",
-                expected="centres [B,N,2], footprint [B,N], valid [B,N] and days [B] for features [B,N,D]",
+                expected="centres [B,N,2], footprint [B,N,2], valid [B,N] and days [B] for features [B,N,D]",
                 next_step="Gather features and places together with Tokens.gather.",
             )
 
@@ -76,9 +76,9 @@ class Tokens:
         return replace(self, features=features)
 
     def mean(self) -> Tensor:
-        """Mean over valid tokens ``[B, D]``; zero for a sample without any."""
-        weight = self.places.valid.to(self.features.dtype).unsqueeze(-1)
-        return (self.features * weight).sum(1) / weight.sum(1).clamp(min=1)
+        """Mean over valid tokens ``[B, D]`` in float32, whatever the features are in; zero for a sample without any."""
+        weight = self.places.valid.to(torch.float32).unsqueeze(-1)
+        return (self.features.to(torch.float32) * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
 def take(values: Tensor, ids: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def grid_places(rows: int, cols: int, patch: int, gsd_m: tuple[float, float], ba
     n = rows * cols
     return Places(
         centres.expand(batch, n, 2),
-        torch.full((batch, n), (step_x * step_y) ** 0.5),
+        torch.tensor([step_x, step_y], dtype=torch.float32).expand(batch, n, 2),
         torch.ones(batch, n, dtype=torch.bool),
     )
 

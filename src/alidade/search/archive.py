@@ -17,16 +17,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from alidade.errors import ArchiveError
-from alidade.search.manifest import Manifest, Shard, read_manifest
-from alidade.search.schema import FORMAT_VERSION, damaged, parse_table
+from alidade.search.disk import reading
+from alidade.search.manifest import Manifest, Shard, read_manifest, text, whole
+from alidade.search.schema import EMBEDDING_DTYPE, FORMAT_VERSION, check_columns, damaged, parse_table, stored_rows
+
+_LONGEST_VECTOR = 65_536
+_MOST = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +58,8 @@ class Archive:
         """Open for reading.
 
         Raises:
-            ArchiveError: no archive there, another format version, a damaged manifest, or an acknowledged
-                shard that is missing or has another size.
+            ArchiveError: no archive there, another format version, a damaged header or manifest, an acknowledged
+                shard that is missing or has another size, or files that must not be read.
         """
         folder = Path(path)
         header = read_header(folder)
@@ -75,6 +79,8 @@ class Archive:
                 size = os.stat(self.shard_path(shard)).st_size
             except FileNotFoundError:
                 raise damaged(str(self.shard_path(shard)), "no such file, though it was acknowledged") from None
+            except OSError as error:
+                raise damaged(str(self.shard_path(shard)), error.strerror or type(error).__name__) from error
             if size != shard.bytes:
                 raise damaged(str(self.shard_path(shard)), f"{size:,} bytes instead of {shard.bytes:,}")
 
@@ -86,6 +92,21 @@ class Archive:
     def rows(self) -> int:
         """Rows that count: those of retired sources do not."""
         return self.manifest.rows
+
+    def check_rows(self) -> None:
+        """See that every live shard holds as many rows as the manifest says, by its own footer.
+
+        Memory for ``rows`` rows may be asked for afterwards: a damaged number cannot ask for more than there is.
+
+        Raises:
+            ArchiveError: one does not; the message names it.
+        """
+        for shard in self.manifest.shards:
+            if shard.live:
+                path = self.shard_path(shard)
+                found = stored_rows(path)
+                if found != shard.rows:
+                    raise damaged(str(path), f"{found:,} rows instead of {shard.rows:,}")
 
     def tables(self) -> Iterator[pa.Table]:
         """The live rows, shard by shard, each shard's bytes checked against its digest.
@@ -104,14 +125,17 @@ class Archive:
             if hashlib.sha256(data).hexdigest() != shard.sha256:
                 raise damaged(str(path), "other bytes (its SHA-256 digest differs)")
             table, _ = parse_table(data, str(path))
+            check_columns(table.schema, self.header.dim, str(path))
             if len(shard.live) < len({c.source_id for c in shard.coverage}):
                 table = table.filter(pc.is_in(table["source_id"].cast(pa.string()), pa.array(sorted(shard.live))))
+            if table.num_rows != shard.live_rows:
+                raise damaged(str(path), f"{table.num_rows:,} rows that count instead of {shard.live_rows:,}")
             yield table
 
     def locate(self, source: str, source_id: str) -> Path:
         """Where to look for a source: beside the archive as when it was embedded, else the path as given."""
         for relative, known in self.manifest.current.items():
-            if known == source_id and (self.path / relative).exists():
+            if known == source_id and os.path.exists(self.path / relative):
                 return Path(os.path.normpath(self.path / relative))
         return Path(source)
 
@@ -136,31 +160,49 @@ def read_header(folder: Path) -> Header:
     """``archive.json`` of an archive.
 
     Raises:
-        ArchiveError: there is none, it is damaged, or of another format version.
+        ArchiveError: there is none, it cannot be read, it is damaged, or of another format version.
     """
     path = folder / "archive.json"
-    try:
-        content = json.loads(path.read_bytes())
-        names = {f.name for f in fields(Header)}
-        if content["format"] != FORMAT_VERSION:
+    with reading(path):
+        try:
+            data = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            here = "no archive.json" if os.path.isdir(folder) else "a file"
             raise ArchiveError(
-                f"{path}: format",
-                got=content["format"],
-                expected=str(FORMAT_VERSION),
-                next_step="Open it with the version of alidade that made it, or embed again.",
-            )
-        return Header(**{name: content[name] for name in names})
-    except (FileNotFoundError, NotADirectoryError):
-        raise ArchiveError(
-            str(folder),
-            got="no archive.json" if folder.is_dir() else "a file" if folder.exists() else "no such directory",
-            expected="an archive made by `alidade embed`",
-            next_step="Check the path, or make one with `alidade embed PATHS --out ARCHIVE`.",
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+                str(folder),
+                got=here if os.path.exists(folder) else "no such directory",
+                expected="an archive made by `alidade embed`",
+                next_step="Check the path, or make one with `alidade embed PATHS --out ARCHIVE`.",
+            ) from None
+    try:
+        content = json.loads(data)
+        version = whole(content["format"], 0, _MOST)
+        if version == FORMAT_VERSION:
+            return _header(content)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArchiveError(
             str(path),
             got=f"{type(error).__name__}: {error}",
             expected="the JSON that alidade wrote",
             next_step="Restore the file from a copy.",
         ) from error
+    raise ArchiveError(
+        f"{path}: format",
+        got=version,
+        expected=str(FORMAT_VERSION),
+        next_step="Open it with the version of alidade that made it, or embed again.",
+    )
+
+
+def _header(content: Mapping[str, object]) -> Header:
+    dtype = text(content["dtype"])
+    if dtype != EMBEDDING_DTYPE:
+        raise ValueError(f"dtype {dtype!r} instead of {EMBEDDING_DTYPE!r}")
+    return Header(
+        format=FORMAT_VERSION,
+        model=text(content["model"]),
+        dim=whole(content["dim"], 1, _LONGEST_VECTOR),
+        dtype=dtype,
+        tile=whole(content["tile"], 1, _MOST),
+        created_by=text(content["created_by"]),
+    )

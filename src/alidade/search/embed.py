@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time as clock
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -17,7 +18,7 @@ from alidade.errors import AlidadeError, RasterError
 from alidade.imagery.files import Declared
 from alidade.imagery.raster import Raster
 from alidade.search.manifest import Coverage, ranges_of
-from alidade.search.plan import Embedder, Failure, Job, Plan, make_plan
+from alidade.search.plan import Embedder, Failure, Job, Plan, check_tile, make_plan
 from alidade.search.reader import Finished, Tile, read_ahead
 from alidade.search.schema import TileRow
 from alidade.search.sources import expand
@@ -48,10 +49,12 @@ class EmbedSummary:
     Attributes:
         embedded: sources of which this run settled the last tile.
         skipped: sources that an earlier run had settled.
-        failures: sources that could not be embedded; none of their rows is in the archive.
+        failures: sources that could not be embedded, none of whose rows is in the archive, and folders that
+            could not be looked into.
         tiles: rows written by this run.
-        nodata_tiles: tiles left out because (almost) no pixel in them is valid.
+        nodata_tiles: tiles left out because no pixel in them is valid.
         rows: rows in the archive now.
+        archive_made: whether there is an archive now; none is made when no source can be read.
         seconds: duration of the run.
         model_seconds: time spent inside the model.
         repairs: what was put right when the archive was opened, one sentence each.
@@ -63,6 +66,7 @@ class EmbedSummary:
     tiles: int
     nodata_tiles: int
     rows: int
+    archive_made: bool
     seconds: float
     model_seconds: float
     repairs: tuple[str, ...]
@@ -89,7 +93,8 @@ class EmbedSummary:
             parts.append(f"{self.nodata_tiles:,} tiles without data left out")
         if self.failures:
             parts.append(f"{_sources(len(self.failures))} failed")
-        return "; ".join([*parts, f"the archive holds {self.rows:,} rows"]) + "."
+        parts.append(f"the archive holds {self.rows:,} rows" if self.archive_made else "no archive was made")
+        return "; ".join(parts) + "."
 
 
 def embed(
@@ -113,30 +118,34 @@ def embed(
         out: directory of the archive, made when there is none (and only if a source can be read at all).
         model: what embeds.
         declared: what the files do not say themselves, the same for all of them.
-        tile: side of the tiles in pixels; the model's preferred side by default.
+        tile: side of the tiles in pixels, within the model's ``tile_range``; its preferred side by default.
         batch: tiles given to the model at once.
         progress: is told how far the run is.
 
     Raises:
         RasterError: ``paths`` hold no GeoTIFF.
-        ArchiveError: ``out`` is something else, was made by another model or tile side, is damaged, is being
-            written by another process, or cannot be written (full disk). What was acknowledged stays.
+        ArchiveError: a tile side that the model cannot take; ``out`` is something else, was made by another
+            model or tile side, is damaged, is being written by another process, or cannot be written (full
+            disk, permissions). What was acknowledged stays.
     """
     began = clock.perf_counter()
     declared = declared or Declared()
-    side = tile or model.tile
+    side = check_tile(model, model.tile if tile is None else tile)
     folder = Path(out)
-    files = expand(paths)
+    files, closed = expand(paths)
     with ExitStack() as stack:
         writer = ArchiveWriter(folder, model=model.identity, dim=model.dim, tile=side)
-        exists = folder.is_file() or (folder / "archive.json").exists()
-        if exists:
+        entered = os.path.isfile(folder) or os.path.lexists(folder / "archive.json")
+        if entered:
             stack.enter_context(writer)
         plan = make_plan(files, folder, writer.manifest, model, declared, side)
-        if plan.jobs and not exists:
+        if plan.jobs and not entered:
             stack.enter_context(writer)
+            entered = True
             if writer.manifest.covered:
                 plan = make_plan(files, folder, writer.manifest, model, declared, side)
+        folders = (Failure(source=path, message=str(error)) for path, error in closed.items())
+        plan = replace(plan, failures=(*folders, *plan.failures))
         run = _Run(writer=writer, model=model, batch=batch, progress=progress)
         run.execute(plan, declared, side)
         return EmbedSummary(
@@ -146,6 +155,7 @@ def embed(
             tiles=run.written.total(),
             nodata_tiles=run.nodata.total(),
             rows=writer.manifest.rows,
+            archive_made=entered,
             seconds=clock.perf_counter() - began,
             model_seconds=run.model_seconds,
             repairs=writer.repairs,
@@ -274,7 +284,7 @@ class _Run:
         try:
             self._settle(tile, self._vectors([tile])[0])
         except RasterError:
-            # the model's word for a tile with too few valid pixels, such as the corner of a swath
+            # not one pixel is valid in the model's own bands and units, such as radar power of 0
             self._settle_empty(tile)
         except AlidadeError as error:
             self._break(tile.job, str(error))
@@ -283,7 +293,7 @@ class _Run:
         rasters: list[Raster] = [t.raster for t in tiles if t.raster is not None]
         began = clock.perf_counter()
         try:
-            return self.model.embed(rasters)
+            return self.model.embed(rasters, batch_size=self.batch)
         finally:
             self.model_seconds += clock.perf_counter() - began
 

@@ -70,6 +70,25 @@ def to_parquet(hits: Hits) -> bytes:
     return table_bytes(hits.table, _about(hits))
 
 
+def kind_of(path: str | Path, format: str | None = None) -> str:
+    """Which of :data:`FORMATS` a file will hold: ``format``, or what the ending of its name says.
+
+    Raises:
+        ArchiveError: neither names one, or the name is that of a picture.
+    """
+    target = Path(path)
+    ending = target.suffix.lstrip(".").lower()
+    kind = format or ending
+    if kind in FORMATS and ending != "png":
+        return kind
+    raise ArchiveError(
+        f"{target}: format of the export",
+        got=repr(ending if ending == "png" else kind),
+        expected=f"one of {', '.join(FORMATS)}",
+        next_step="Name it with --format, or end the file name with it; a picture is named with --picture.",
+    )
+
+
 def write(hits: Hits, path: str | Path, format: str | None = None) -> None:
     """Write the answer, whole or not at all.
 
@@ -82,20 +101,13 @@ def write(hits: Hits, path: str | Path, format: str | None = None) -> None:
         ArchiveError: an unknown format, or the file cannot be written.
     """
     target = Path(path)
-    kind = format or target.suffix.lstrip(".").lower()
+    kind = kind_of(target, format)
     if kind == "json":
         data = _encode(to_json(hits))
     elif kind == "geojson":
         data = _encode(to_geojson(hits))
-    elif kind == "parquet":
-        data = to_parquet(hits)
     else:
-        raise ArchiveError(
-            f"{target}: format of the export",
-            got=repr(kind),
-            expected=f"one of {', '.join(FORMATS)}",
-            next_step="Name it with --format, or end the file name with it.",
-        )
+        data = to_parquet(hits)
     try:
         with atomic_write(target) as temporary:
             temporary.write_bytes(data)

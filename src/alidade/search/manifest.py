@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from alidade.errors import ArchiveError
+from alidade.search.disk import reading
+
+SHARD_NAME = re.compile(r"part-([0-9]{6,})\.parquet")
+"""What shards are called; no other name in a manifest is followed: it could lead out of the archive."""
+_MOST_TILES = 1_000_000_000
+_MOST_BYTES = 2**48
 
 Ranges = tuple[tuple[int, int], ...]
 """Half-open, sorted, disjoint ranges of tile indices: ``((0, 10), (12, 13))`` is 0–9 and 12."""
@@ -67,6 +74,7 @@ class Manifest:
     covered: dict[str, Ranges] = field(default_factory=dict)
     totals: dict[str, int] = field(default_factory=dict)
     current: dict[str, str] = field(default_factory=dict)
+    _names: set[str] = field(default_factory=set, init=False, repr=False)
 
     def apply(self, event: Mapping[str, Any]) -> None:
         """Take one event in.
@@ -79,18 +87,22 @@ class Manifest:
             self._retire(event["source_id"])
             return
         coverage = coverage_from_json(event["coverage"])
+        self.check(coverage)
         if kind == "shard":
             shard = Shard(
-                file=str(event["file"]),
-                rows=int(event["rows"]),
-                bytes=int(event["bytes"]),
-                sha256=str(event["sha256"]),
+                file=text(event["file"]),
+                rows=whole(event["rows"], 0, _MOST_TILES),
+                bytes=whole(event["bytes"], 0, _MOST_BYTES),
+                sha256=text(event["sha256"]),
                 coverage=coverage,
             )
-            if sum(count(c.tiles) for c in coverage) != shard.rows or "/" in shard.file:
+            if not SHARD_NAME.fullmatch(shard.file) or shard.file in self._names:
+                raise ValueError(f"{shard.file!r} is not the name of a new shard")
+            if sum(count(c.tiles) for c in coverage) != shard.rows:
                 raise ValueError(f"{shard.file}: {shard.rows} rows do not fit the coverage")
             shard.live.update(c.source_id for c in coverage)
             self.shards.append(shard)
+            self._names.add(shard.file)
         elif kind != "nodata":
             raise ValueError(f"unknown kind {kind!r}")
         for c in coverage:
@@ -114,13 +126,20 @@ class Manifest:
         """Whether every tile of this source is settled."""
         return source_id in self.totals and count(self.covered[source_id]) == self.totals[source_id]
 
-    def overlaps(self, coverage: Iterable[Coverage]) -> bool:
-        """Whether a tile of ``coverage`` is settled already."""
+    def check(self, coverage: Iterable[Coverage]) -> None:
+        """See that ``coverage`` fits what is acknowledged.
+
+        Raises:
+            ValueError: it settles a tile again, or knows another number of tiles of a source.
+        """
+        settled: dict[str, Ranges] = {}
         for c in coverage:
-            known = self.covered.get(c.source_id, ())
-            if count(union(known, c.tiles, c.empty)) != count(known) + count(c.tiles) + count(c.empty):
-                return True
-        return False
+            known = settled.get(c.source_id, self.covered.get(c.source_id, ()))
+            settled[c.source_id] = union(known, c.tiles, c.empty)
+            if count(settled[c.source_id]) != count(known) + count(c.tiles) + count(c.empty):
+                raise ValueError(f"tiles of {c.source_id} are settled twice")
+            if self.totals.get(c.source_id, c.total) != c.total:
+                raise ValueError(f"{c.source_id} has {self.totals[c.source_id]} tiles, not {c.total}")
 
 
 def read_manifest(path: Path) -> tuple[Manifest, int, int]:
@@ -130,15 +149,19 @@ def read_manifest(path: Path) -> tuple[Manifest, int, int]:
     understood is damage.
 
     Raises:
-        ArchiveError: a line that is not an event, with its number.
+        ArchiveError: the file cannot be read, or a line is not an event; the message has its number.
     """
     manifest = Manifest()
-    data = path.read_bytes() if path.exists() else b""
+    with reading(path):
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            data = b""
     whole = data.rfind(b"\n") + 1
     for number, line in enumerate(data[:whole].splitlines(), start=1):
         try:
             manifest.apply(json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ArchiveError(
                 f"{path}: line {number}",
                 got=f"{type(error).__name__}: {error}",
@@ -167,19 +190,49 @@ def coverage_from_json(items: Sequence[Mapping[str, Any]]) -> tuple[Coverage, ..
     """The inverse of :func:`coverage_to_json`.
 
     Raises:
-        KeyError, TypeError, ValueError: something is missing or of another type.
+        KeyError, TypeError, ValueError: something is missing, of another type, or a range is not one of tiles
+            that the source has.
     """
     return tuple(
         Coverage(
-            source=str(c["source"]),
-            relative=str(c["relative"]),
-            source_id=str(c["source_id"]),
-            total=int(c["total"]),
-            tiles=tuple((int(a), int(b)) for a, b in c["tiles"]),
-            empty=tuple((int(a), int(b)) for a, b in c["empty"]),
+            source=text(c["source"]),
+            relative=text(c["relative"]),
+            source_id=text(c["source_id"]),
+            total=whole(c["total"], 1, _MOST_TILES),
+            tiles=_ranges(c["tiles"], c["total"]),
+            empty=_ranges(c["empty"], c["total"]),
         )
         for c in items
     )
+
+
+def _ranges(pairs: Sequence[Sequence[object]], total: int) -> Ranges:
+    ranges = tuple((whole(start, 0, total - 1), whole(stop, 1, total)) for start, stop in pairs)
+    if any(start >= stop for start, stop in ranges):
+        raise ValueError(f"empty ranges in {ranges}")
+    return ranges
+
+
+def whole(value: object, least: int, most: int) -> int:
+    """``value`` itself, when it is a whole number (not ``True``, not 3.0) from ``least`` to ``most``.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{value!r:.40} instead of a whole number from {least} to {most}")
+    return value
+
+
+def text(value: object) -> str:
+    """``value`` itself, when it is text.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r:.40} instead of text")
+    return value
 
 
 def ranges_of(indices: Iterable[int]) -> Ranges:
@@ -205,5 +258,9 @@ def count(ranges: Ranges) -> int:
 
 def missing(ranges: Ranges, total: int) -> list[int]:
     """The indices below ``total`` that ``ranges`` do not hold."""
-    held = {i for start, stop in ranges for i in range(start, stop)}
-    return [i for i in range(total) if i not in held]
+    found: list[int] = []
+    at = 0
+    for start, stop in ranges:
+        found.extend(range(at, min(start, total)))
+        at = stop
+    return [*found, *range(at, total)]

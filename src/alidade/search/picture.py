@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 from alidade.errors import AlidadeError, ArchiveError
 from alidade.imagery.atomic import atomic_write
 from alidade.imagery.files import Declared, open_raster
+from alidade.imagery.quicklook import Colours, chip, overview, stretch_of
 from alidade.imagery.sensors import SENSORS
 from alidade.imagery.windows import Window
-from alidade.search.quicklook import Colours, chip, overview, stretch_of
 from alidade.search.scan import Hits, Scanner
 
 # dark violet to yellow, rising evenly in lightness, so that it also reads in grey and for colour-blind eyes

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from alidade.errors import AlidadeError
+from alidade.errors import AlidadeError, ArchiveError
 from alidade.imagery.bands import Band, Sensor, Unit
 from alidade.imagery.clouds import SCL_BAND
 from alidade.imagery.files import Declared, RasterFile, open_raster
@@ -35,11 +35,15 @@ class Embedder(Protocol):
     def tile(self) -> int:
         """Preferred tile side in pixels."""
 
+    @property
+    def tile_range(self) -> tuple[int, int]:
+        """Smallest and largest tile side in pixels."""
+
     def bands_for(self, sensor: Sensor, available: Sequence[str]) -> tuple[str, ...]:
         """The bands it reads of a file; SensorError when it cannot take the sensor."""
 
-    def embed(self, rasters: list[Raster]) -> npt.NDArray[np.float32]:
-        """``[N, D]`` unit rows; RasterError when a raster holds too little data to be embedded."""
+    def embed(self, rasters: list[Raster], *, batch_size: int = 16) -> npt.NDArray[np.float32]:
+        """``[N, D]`` unit rows, computed ``batch_size`` at once; RasterError only for a raster without valid pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +74,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A source that could not be embedded, and why, in one line."""
+    """A source that could not be embedded, or a folder that could not be looked into, and why, in one line."""
 
     source: str
     message: str
@@ -92,6 +96,23 @@ class Plan:
     def tiles(self) -> int:
         """Tiles still to be read."""
         return sum(len(j.wanted) for j in self.jobs)
+
+
+def check_tile(model: Embedder, tile: int) -> int:
+    """``tile`` itself, when the model takes tiles of that side.
+
+    Raises:
+        ArchiveError: it does not.
+    """
+    least, most = model.tile_range
+    if least <= tile <= most:
+        return tile
+    raise ArchiveError(
+        "tile side",
+        got=f"{tile} px",
+        expected=f"{least} to {most} px for {model.identity}",
+        next_step=f"Pass another --tile, or leave it out: this model prefers {model.tile} px.",
+    )
 
 
 def make_plan(

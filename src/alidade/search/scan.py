@@ -70,6 +70,7 @@ class Scanner:
     def __post_init__(self) -> None:
         dim = self.archive.header.dim
         tables, total, at = [], self.archive.rows, 0
+        self.archive.check_rows()
         self.embeddings = np.empty((total, dim), np.float16)
         for table in self.archive.tables():
             self.embeddings[at : at + table.num_rows] = embeddings_of(table)
@@ -143,6 +144,11 @@ class Scanner:
         """
         vector = unit_rows(np.asarray(query)[None], dim=self.archive.header.dim, what="query")[0]
         return self._vectors.scores(vector, rows)
+
+    @property
+    def sensors(self) -> frozenset[str]:
+        """Ids of the sensors that have rows."""
+        return frozenset(self._sensor_names[code] for code in np.unique(self._sensor_codes))
 
     def rows_of(self, source_id: str) -> npt.NDArray[np.intp]:
         """Indices ``[M]`` of the rows of one source."""

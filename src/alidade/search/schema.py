@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -195,11 +196,38 @@ def parse_table(data: bytes, what: str) -> tuple[pa.Table, dict[str, Any]]:
         )
         table = file.read()
         note = json.loads((file.schema_arrow.metadata or {})[NOTE_KEY])
-    except (pa.ArrowException, OSError, KeyError, json.JSONDecodeError) as error:
+    except (pa.ArrowException, OSError, KeyError, ValueError, RecursionError) as error:
         raise damaged(what, f"unreadable data ({_first_line(error)})") from error
     if not isinstance(note, dict):
         raise damaged(what, "a note that is no object")
     return table, note
+
+
+def stored_rows(path: str | os.PathLike[str]) -> int:
+    """Rows of a shard by its footer; no column is read.
+
+    Raises:
+        ArchiveError: it cannot be read, or is not Parquet.
+    """
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(os.fspath(path), f"unreadable data ({_first_line(error)})") from error
+
+
+def check_columns(schema: pa.Schema, dim: int, what: str) -> None:
+    """See that a shard has the columns of :func:`shard_schema`, dictionary-encoded or not.
+
+    Raises:
+        ArchiveError: other columns, or one of another type.
+    """
+    plain = [f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in schema]
+    wanted = list(shard_schema(dim))
+    if [f.name for f in plain] != [f.name for f in wanted]:
+        raise damaged(what, f"columns {', '.join(schema.names)}")
+    for found, expected in zip(plain, wanted, strict=True):
+        if not found.equals(expected):
+            raise damaged(what, f"column {found.name} of type {found.type} instead of {expected.type}")
 
 
 def damaged(what: str, got: str) -> ArchiveError:

@@ -17,31 +17,43 @@ _SAMPLE_BYTES = 65_536
 _SAMPLES = 8
 
 
-def expand(paths: Iterable[str | Path]) -> list[str]:
+def expand(paths: Iterable[str | Path]) -> tuple[list[str], dict[str, RasterError]]:
     """Files and the ``.tif``/``.tiff`` files below folders, each once, in the order given (folders sorted).
 
     A path that does not exist stays in the list: it becomes one failure of the batch, not the end of it.
+
+    Returns:
+        The files; and by its path, why a folder could not be looked into.
 
     Raises:
         RasterError: no paths at all, or only folders without a single GeoTIFF.
     """
     given = [str(p) for p in paths]
     found: dict[str, str] = {}
+    closed: dict[str, RasterError] = {}
     for path in given:
-        for file in _below(path) if os.path.isdir(path) else [path]:
+        for file in _below(path, closed) if os.path.isdir(path) else [path]:
             found.setdefault(os.path.realpath(file), file)
-    if not found:
+    if not found and not closed:
         raise RasterError(
             "paths to embed",
             got=", ".join(given) or "nothing",
             expected="GeoTIFF files, or folders that hold *.tif or *.tiff",
             next_step="Name at least one file or folder.",
         )
-    return list(found.values())
+    return list(found.values()), closed
 
 
-def _below(folder: str) -> list[str]:
-    files = (os.path.join(root, name) for root, _, names in os.walk(folder) for name in names)
+def _below(folder: str, closed: dict[str, RasterError]) -> list[str]:
+    def refused(error: OSError) -> None:
+        closed[str(error.filename)] = RasterError(
+            f"{error.filename}: folder",
+            got=error.strerror or type(error).__name__,
+            expected="a folder that may be looked into",
+            next_step="Change its permissions, or leave it out.",
+        )
+
+    files = (os.path.join(root, name) for root, _, names in os.walk(folder, onerror=refused) for name in names)
     return sorted(f for f in files if f.lower().endswith(_SUFFIXES) and not os.path.basename(f).startswith("."))
 
 

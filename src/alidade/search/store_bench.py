@@ -251,7 +251,7 @@ def bare_rate(model: Embedder, tiles: list[Raster], seconds: float) -> float:
     """Tiles per second of a model on tiles in memory."""
     began, done = clock.perf_counter(), 0
     while clock.perf_counter() - began < seconds:
-        model.embed(tiles)
+        model.embed(tiles, batch_size=_BATCH)
         done += len(tiles)
     return done / (clock.perf_counter() - began)
 

@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -16,7 +15,9 @@ from types import TracebackType
 from alidade.errors import ArchiveError
 from alidade.imagery.atomic import atomic_write, is_temporary
 from alidade.search.archive import Archive, Header, check_same, read_header
+from alidade.search.disk import reading, writing
 from alidade.search.manifest import (
+    SHARD_NAME,
     Coverage,
     Manifest,
     count,
@@ -28,14 +29,13 @@ from alidade.search.schema import (
     EMBEDDING_DTYPE,
     FORMAT_VERSION,
     TileRow,
+    check_columns,
     damaged,
     parse_table,
     rows_to_table,
-    shard_schema,
     table_bytes,
 )
 
-_SHARD_NAME = re.compile(r"part-(\d{6,})\.parquet")
 _LOCK = ".lock"
 
 
@@ -55,7 +55,7 @@ class ArchiveWriter:
     Raises:
         ArchiveError: on entering: ``path`` is a file or a directory of something else; the archive was made
             by another model or with another tile side; another process is writing; an acknowledged shard is
-            missing.
+            missing; the disk or the permissions do not allow to read or to write there.
     """
 
     def __init__(self, path: str | Path, *, model: str, dim: int, tile: int) -> None:
@@ -87,19 +87,21 @@ class ArchiveWriter:
         os.close(self._lock)
 
     def _open(self) -> None:
-        if (self.path / "archive.json").exists():
+        if os.path.lexists(self.path / "archive.json"):
             header = read_header(self.path)
             check_same(self.path, header, model=self._header.model, tile=self._header.tile)
             self._header = header
         else:
             content = json.dumps(asdict(self._header), indent=1, ensure_ascii=False) + "\n"
             _write_bytes(self.path / "archive.json", content.encode())
-        (self.path / "shards").mkdir(exist_ok=True)
+        with writing(self.path / "shards"):
+            (self.path / "shards").mkdir(exist_ok=True)
         repairs = _remove_leftovers(self.path)
         log = self.path / "manifest.jsonl"
         self.manifest, whole, torn = read_manifest(log)
         if torn:
-            os.truncate(log, whole)
+            with writing(log):
+                os.truncate(log, whole)
             repairs.append(f"Dropped an unfinished last line ({torn} bytes) from the manifest.")
         Archive(path=self.path, header=self._header, manifest=self.manifest).check_files()
         self.repairs = (*repairs, *self._settle_unacknowledged())
@@ -108,14 +110,16 @@ class ArchiveWriter:
         """Acknowledge shards that were written whole just before a kill; remove what is not such a shard."""
         known = {s.file for s in self.manifest.shards}
         repairs = []
-        for path in sorted((self.path / "shards").iterdir()):
-            if path.name in known or not _SHARD_NAME.fullmatch(path.name):
+        for path in _inside(self.path / "shards"):
+            if path.name in known or not SHARD_NAME.fullmatch(path.name):
                 continue
-            data = path.read_bytes()
+            with reading(path):
+                data = path.read_bytes()
             try:
                 rows, coverage = self._verify(path, data)
             except (ArchiveError, KeyError, TypeError, ValueError):
-                path.unlink()
+                with writing(path):
+                    path.unlink()
                 repairs.append(f"Removed {path.name}: it was never acknowledged and is not a whole new shard.")
                 continue
             self._acknowledge(_shard_event(path.name, rows, data, coverage))
@@ -126,12 +130,10 @@ class ArchiveWriter:
         """Rows and coverage of a shard that only its content vouches for; raises when that is not right."""
         table, note = parse_table(data, str(path))
         coverage = coverage_from_json(note["coverage"])
-        if table.schema.names != shard_schema(self._header.dim).names:
-            raise damaged(str(path), "other columns")
+        check_columns(table.schema, self._header.dim, str(path))
         if note["model"] != self._header.model or sum(count(c.tiles) for c in coverage) != table.num_rows:
             raise damaged(str(path), "another model, or another number of rows")
-        if self.manifest.overlaps(coverage):
-            raise damaged(str(path), "rows that are there already")
+        self.manifest.check(coverage)
         return table.num_rows, coverage
 
     def append(self, rows: Sequence[TileRow], coverage: Sequence[Coverage]) -> None:
@@ -139,7 +141,12 @@ class ArchiveWriter:
 
         Raises:
             ArchiveError: the disk is full or refuses; nothing torn is left and the archive stays usable.
+            ValueError: ``coverage`` does not fit the rows or what is acknowledged; nothing is written.
         """
+        # as it will be read back: what is in the manifest cannot be taken out of it
+        self.manifest.check(coverage_from_json(coverage_to_json(coverage)))
+        if sum(count(c.tiles) for c in coverage) != len(rows):
+            raise ValueError(f"{len(rows)} rows do not fit the coverage {coverage}")
         if not rows:
             self._acknowledge({"kind": "nodata", "coverage": coverage_to_json(coverage)})
             return
@@ -156,26 +163,20 @@ class ArchiveWriter:
         self._acknowledge({"kind": "retire", "source": source, "source_id": source_id, "why": why})
 
     def _next_number(self) -> int:
-        names = (_SHARD_NAME.fullmatch(p.name) for p in (self.path / "shards").iterdir())
+        names = (SHARD_NAME.fullmatch(p.name) for p in _inside(self.path / "shards"))
         return max((int(m[1]) for m in names if m), default=0) + 1
 
     def _acknowledge(self, event: dict[str, object]) -> None:
         line = json.dumps(event, ensure_ascii=False).encode() + b"\n"
-        log = os.open(self.path / "manifest.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            size = os.fstat(log).st_size
+        path = self.path / "manifest.jsonl"
+        with writing(path):
+            log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
-                written = os.write(log, line)
-                if written < len(line):
-                    raise OSError(f"only {written} of {len(line)} bytes could be written")
-                os.fsync(log)
-            except OSError as error:
-                os.ftruncate(log, size)
-                raise _refused(self.path / "manifest.jsonl", error) from error
-            if size == 0:
-                _sync_folder(self.path)
-        finally:
-            os.close(log)
+                _append_whole(log, line)
+                if os.fstat(log).st_size == len(line):
+                    _sync_folder(self.path)
+            finally:
+                os.close(log)
         self.manifest.apply(event)
 
 
@@ -190,17 +191,31 @@ def _shard_event(name: str, rows: int, data: bytes, coverage: Sequence[Coverage]
     }
 
 
+def _append_whole(log: int, line: bytes) -> None:
+    """Write and synchronise one line, or leave the file as it was and raise the ``OSError``."""
+    size = os.fstat(log).st_size
+    try:
+        written = os.write(log, line)
+        if written < len(line):
+            raise OSError(f"only {written} of {len(line)} bytes could be written")
+        os.fsync(log)
+    except OSError:
+        os.ftruncate(log, size)
+        raise
+
+
 def _make_folder(path: Path) -> None:
-    if path.exists() and not path.is_dir():
-        got = "a file"
-    elif path.is_dir() and not (path / "archive.json").exists() and any(path.iterdir()) and not _is_unfinished(path):
-        got = "a directory with other content"
-    else:
-        try:
+    if not os.path.exists(path):
+        with writing(path):
             path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _refused(path, error) from error
         return
+    got = "a file"
+    if os.path.isdir(path):
+        names = {p.name for p in _inside(path)}
+        # a kill may leave the lock of an archive that had not got its archive.json yet
+        if not names or names & {"archive.json", _LOCK}:
+            return
+        got = "a directory with other content"
     raise ArchiveError(
         str(path),
         got=got,
@@ -209,42 +224,43 @@ def _make_folder(path: Path) -> None:
     )
 
 
-def _is_unfinished(path: Path) -> bool:
-    """Whether this is what a kill leaves of an archive that had not got its ``archive.json`` yet."""
-    return (path / _LOCK).is_file()
-
-
 def _lock(path: Path) -> int:
     """Descriptor of the lock; closing it, or the end of the process however it comes, gives the lock back."""
-    lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock)
-        if not isinstance(error, BlockingIOError):
-            raise _refused(path / _LOCK, error) from error
-        raise ArchiveError(
-            str(path),
-            got="another process that is writing to it",
-            expected="one writer at a time",
-            next_step="Wait until the other `alidade embed` has ended, then run this one again.",
-        ) from None
+    with writing(path / _LOCK):
+        lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise ArchiveError(
+                str(path),
+                got="another process that is writing to it",
+                expected="one writer at a time",
+                next_step="Wait until the other `alidade embed` has ended, then run this one again.",
+            ) from None
+        except OSError:
+            os.close(lock)
+            raise
     return lock
 
 
+def _inside(folder: Path) -> list[Path]:
+    """What lies in a folder, in the order of the names."""
+    with reading(folder):
+        return sorted(folder.iterdir())
+
+
 def _remove_leftovers(path: Path) -> list[str]:
-    leftovers = [p for folder in (path, path / "shards") for p in sorted(folder.iterdir()) if is_temporary(p)]
+    leftovers = [p for folder in (path, path / "shards") for p in _inside(folder) if is_temporary(p)]
     for leftover in leftovers:
-        leftover.unlink()
+        with writing(leftover):
+            leftover.unlink()
     return [f"Removed {p.name}: an unfinished file of a run that was interrupted." for p in leftovers]
 
 
 def _write_bytes(path: Path, data: bytes) -> None:
-    try:
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(data)
-    except OSError as error:
-        raise _refused(path, error) from error
+    with writing(path), atomic_write(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def _sync_folder(path: Path) -> None:
@@ -253,12 +269,3 @@ def _sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def _refused(path: Path, error: OSError) -> ArchiveError:
-    return ArchiveError(
-        f"{path}: writing",
-        got=error.strerror or str(error),
-        expected="room on the disk and permission to write",
-        next_step="Make room or choose another --out, then run the same command again: it goes on from here.",
-    )

@@ -36,6 +36,9 @@ def turn(views: dict[str, View], rng: np.random.Generator) -> dict[str, View]:
     """Quarter turns and mirrors, each sample's own, the same for all its views: they show one ground."""
     count = len(next(iter(views.values())).present)
     turns, mirrors = rng.integers(4, size=count), rng.integers(2, size=count).astype(bool)
+    if any(view.gsd_m[0] != view.gsd_m[1] for view in views.values()):
+        # a quarter turn would swap axes of different ground length
+        turns = 2 * (turns // 2)
     return {name: _turned(view, turns, mirrors) for name, view in views.items()}
 
 

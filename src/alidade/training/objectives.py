@@ -11,7 +11,7 @@ from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 
 from alidade.errors import ModelError
-from alidade.models.tokens import Tokens, gather_places, take
+from alidade.models.tokens import take
 
 ABSENT = -1e4
 """Logit of a sample whose sensor is missing: never a match, never a negative."""
@@ -94,16 +94,18 @@ def standardised_patches(patches: Tensor) -> Tensor:
     return (patches - mean) / (patches.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
 
 
-def reconstruction_loss(predicted: Tensor, patches: Tensor, tokens: Tokens, masked: Tensor) -> Tensor:
-    """Mean squared error on masked, valid patches of one sensor at its own grid.
+def reconstruction_loss(predicted: Tensor, patches: Tensor, whole: Tensor, masked: Tensor) -> Tensor:
+    """Mean squared error on masked patches of one sensor at its own grid.
+
+    Patches with any pixel that is not real are no targets: the model would learn to predict the filling.
 
     Args:
         predicted: ``[B, M, P]`` from ``ScaleAlibi.reconstruct`` at the masked places.
         patches: ``[B, N, P]`` normalised pixels of all patches (``encoder.patchify``).
-        tokens: the sensor's tokens before masking; only their places are used.
+        whole: ``[B, N]`` bool, patches whose pixels are all real.
         masked: ``[B, M]`` ids of the masked tokens.
     """
     target = standardised_patches(take(patches, masked))
-    weight = gather_places(tokens.places, masked).valid.to(predicted.dtype)
+    weight = take(whole, masked).to(predicted.dtype)
     error = (predicted - target).square().mean(-1)
     return (error * weight).sum() / weight.sum().clamp(min=1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from alidade.models.encoder import pad_to_patches, patchify
+from alidade.models.encoder import pad_to_patches, patchify, real_share
 from alidade.models.scale_alibi import ScaleAlibi
 from alidade.models.tokens import Tokens, gather_places
 from alidade.training.augment import View
@@ -80,8 +80,9 @@ class Pretrainer(nn.Module):
         if others and self.network.fusion is not None:
             context = self.network.fuse([context, *others])
         predicted = self.network.reconstruct(context, gather_places(whole[name].places, masked[name]), tower.name)
-        patches = patchify(pad_to_patches(view.pixels, view.valid, tower.patch)[0], tower.patch)
-        return reconstruction_loss(predicted, patches, whole[name], masked[name])
+        pixels, valid = pad_to_patches(view.pixels, view.valid, tower.patch)
+        complete = real_share(valid, tower.patch) == 1
+        return reconstruction_loss(predicted, patchify(pixels, tower.patch), complete, masked[name])
 
     def _total(self, losses: dict[str, Tensor]) -> Tensor:
         total = torch.zeros((), device=self.log_scale.device)

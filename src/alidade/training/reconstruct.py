@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from alidade.errors import ModelError
-from alidade.models.encoder import pad_to_patches, patchify
+from alidade.models.encoder import pad_to_patches, patchify, real_share
 from alidade.models.scale_alibi import ScaleAlibi
 from alidade.models.tokens import gather_places
 from alidade.training.objectives import random_split, reconstruction_loss
@@ -61,13 +61,15 @@ def random_crops(scenes: Sequence[Scene], *, side: int, coarser: int, count: int
             next_step="Choose a smaller side or factor.",
         )
     areas = np.array([s.valid.size for s in fit], dtype=np.float64)
+    square = fit[0].gsd_m[0] == fit[0].gsd_m[1]
     pixels: list[Tensor] = []
     valid: list[Tensor] = []
     for index in rng.choice(len(fit), size=count, p=areas / areas.sum()):
         scene = fit[index]
         row, col = (int(rng.integers(0, n - need + 1)) for n in scene.valid.shape)
         window = np.s_[row : row + need, col : col + need]
-        turn, mirror = int(rng.integers(4)), bool(rng.integers(2))
+        # a quarter turn swaps the axes: only half turns where a pixel is not square on the ground
+        turn, mirror = int(rng.integers(4)) if square else 2 * int(rng.integers(2)), bool(rng.integers(2))
         for store, array in ((pixels, scene.pixels[(..., *window)]), (valid, scene.valid[window])):
             turned = np.rot90(array, turn, axes=(-2, -1))
             store.append(torch.from_numpy((turned[..., ::-1] if mirror else turned).copy()))
@@ -97,5 +99,5 @@ def masked_reconstruction(network: ScaleAlibi, batch: Batch, *, keep: float, gen
     context = network.run(tokens.gather(kept))
     predicted = network.reconstruct(context, gather_places(tokens.places, masked), batch.tower)
     patch = network.tower(batch.tower).patch
-    padded, _ = pad_to_patches(batch.pixels, batch.valid, patch)
-    return reconstruction_loss(predicted, patchify(padded, patch), tokens, masked)
+    pixels, valid = pad_to_patches(batch.pixels, batch.valid, patch)
+    return reconstruction_loss(predicted, patchify(pixels, patch), real_share(valid, patch) == 1, masked)

@@ -121,13 +121,15 @@ def _reproject(
     source: npt.NDArray[Any], raster: Raster, grid: Grid, how: Resampling, nodata: float
 ) -> npt.NDArray[Any]:
     out = np.full((len(source), grid.height, grid.width), nodata, dtype=source.dtype)
+    # GDAL takes a rotated grid for a coarser one and would blur; what is coarser is averaged, and that we know
+    options = {"XSCALE": "1", "YSCALE": "1"} if how is Resampling.bilinear else {}
     with reading(raster.source, None):
         reproject(
             source, out,
             src_transform=raster.grid.transform, src_crs=_crs(raster.grid), src_nodata=nodata,
             dst_transform=grid.transform, dst_crs=_crs(grid), dst_nodata=nodata,
             # an eighth of a pixel, GDAL's usual error, would be seen by a model that is told metres
-            resampling=how, tolerance=0.01,
+            resampling=how, tolerance=0.01, **options,
         )  # fmt: skip
     return out
 

@@ -21,6 +21,7 @@ from alidade.training.tiles.writer import StoreWriter
 FRAME_SLACK = 0.15
 """A scene's frame may look so much emptier than it is, as its share is estimated from 64 points."""
 
+
 @dataclass(frozen=True, kw_only=True)
 class BuildSummary:
     """What a run did.
@@ -59,7 +60,8 @@ class BuildSummary:
         if self.at_seams:
             parts.append(f"{self.at_seams:,} left out between two zones and two splits")
         if self.failures:
-            parts.append(f"{len(self.failures):,} scenes failed")
+            count = len(self.failures)
+            parts.append(f"{count:,} scene{'s' * (count != 1)} failed")
         return "; ".join([*parts, f"the store holds {self.samples:,} samples"]) + "."
 
 
@@ -120,9 +122,7 @@ def build_tiles(
             "views", got=f"{needed} needed of {len(specs)}", expected=f"1 to {len(specs)}",
             next_step="Pass another --min-views.",
         )  # fmt: skip
-    filters = Filters(
-        min_views=needed, max_date_gap_days=max_date_gap_days, max_cloud=max_cloud, min_valid=min_valid
-    )
+    filters = Filters(min_views=needed, max_date_gap_days=max_date_gap_days, max_cloud=max_cloud, min_valid=min_valid)
     least = max(0.0, min_valid - FRAME_SLACK)
     found = candidates_of(scenes, feeds, level, least)
     squares = {s: c for s, c in found.items() if len({one.view for one in c}) >= needed}
@@ -142,9 +142,7 @@ def build_tiles(
         )  # fmt: skip
 
 
-def _plan_hash(
-    scenes: Sequence[Scene], specs: dict[str, ViewSpec], filters: Filters, declared: Declared
-) -> str:
+def _plan_hash(scenes: Sequence[Scene], specs: dict[str, ViewSpec], filters: Filters, declared: Declared) -> str:
     """What decides whether a square gives a sample; the same for a run that goes on after a stop."""
     parts = [sorted(s.state for s in scenes), repr(specs), repr(filters), repr(declared)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -71,6 +71,7 @@ class Run:
     files: Files
     broken: set[int] = field(default_factory=set)
     waiting: list[Sample] = field(default_factory=list)
+    waiting_bytes: int = 0
     without: list[str] = field(default_factory=list)
     last_flush: float = field(default_factory=clock.monotonic)
     written: int = 0
@@ -96,9 +97,10 @@ class Run:
                 self.without.append(square.key)
             else:
                 self.waiting.append(sample)
+                self.waiting_bytes += sample.nbytes
             if self.progress is not None:
                 self.progress.advanced(squares=1)
-            if full(self.waiting) or clock.monotonic() - self.last_flush >= SHARD_SECONDS:
+            if full(len(self.waiting), self.waiting_bytes) or clock.monotonic() - self.last_flush >= SHARD_SECONDS:
                 self._flush()
         self._flush()
 
@@ -186,7 +188,7 @@ class Run:
         self.rejected += len(self.without)
         for sample in self.waiting:
             self.views.update(sample.views.keys())
-        self.waiting, self.without = [], []
+        self.waiting, self.without, self.waiting_bytes = [], [], 0
         self.last_flush = clock.monotonic()
 
 

@@ -199,9 +199,7 @@ def _bands(view: View, scenes: Sequence[Scene]) -> tuple[str, ...]:
 def _common(band: str, scenes: Sequence[Scene]) -> Encoding:
     encodings = [s.bands[band] for s in scenes]
     unit = Counter(e.unit for e in encodings).most_common(1)[0][0]
-    return min(
-        (e for e in encodings if e.unit is unit and e.offset is not None), key=lambda e: (e.offset, e.scale)
-    )
+    return min((e for e in encodings if e.unit is unit and e.offset is not None), key=lambda e: (e.offset, e.scale))
 
 
 def check_fits(scene: Scene, view: str, spec: ViewSpec) -> None:

@@ -256,9 +256,9 @@ class StoreWriter:
             os.close(log)
 
 
-def full(samples: Sequence[Sample]) -> bool:
-    """Whether so much waits that it should become a shard."""
-    return len(samples) >= SHARD_SAMPLES or sum(s.nbytes for s in samples) >= SHARD_BYTES
+def full(samples: int, nbytes: int) -> bool:
+    """Whether so many samples of so many bytes (``Sample.nbytes``) together should become a shard."""
+    return samples >= SHARD_SAMPLES or nbytes >= SHARD_BYTES
 
 
 def _write_array(path: Path, shape: tuple[int, ...], dtype: str, items: Sequence[Any]) -> tuple[int, str]:

@@ -1,0 +1,273 @@
+"""``alidade tiles``: make, look at and describe stores of aligned training tiles."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from alidade.cli import options as opt
+from alidade.errors import AlidadeError
+
+if TYPE_CHECKING:
+    from alidade.training.tiles.build import BuildSummary
+    from alidade.training.tiles.plan import Split
+    from alidade.training.tiles.scenes import Failure, View
+    from alidade.training.tiles.store import TileStore
+
+_VIEW = re.compile(r"(?P<name>[^=:@]+)=(?P<sensor>[^=:@]+)(:(?P<bands>[^=:@]+))?(@(?P<gsd>[^=:@]+))?")
+
+SplitName = Annotated[str | None, typer.Option("--split", help="Only samples of this split.")]
+MaxDateGap = Annotated[
+    float | None, typer.Option("--max-date-gap", min=0.0, help="The most days between any two views of a sample.")
+]
+MaxCloud = Annotated[
+    float | None, typer.Option("--max-cloud", min=0.0, max=1.0, help="The most cloud in any view, as a share.")
+]
+
+
+def register(app: typer.Typer) -> typer.Typer:
+    """Add ``tiles`` with its commands to the application; returns it, so that others can add theirs."""
+    tiles = typer.Typer(help="Aligned training tiles: every sensor over one ground square.", no_args_is_help=True)
+    for command in (build, show, info):
+        tiles.command()(command)
+    app.add_typer(tiles, name="tiles")
+    return tiles
+
+
+def build(
+    paths: Annotated[list[str], typer.Argument(help="GeoTIFFs of any sensors, or folders of them.")],
+    out: Annotated[Path, typer.Option("--out", help="Directory of the store; made or added to.")],
+    view: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--view",
+            metavar="NAME=SENSOR[:BANDS][@METRES]",
+            help="A view, such as s2=sentinel-2-l2a:B02,B03,B04@10; repeat. [default: the store's, else every sensor]",
+        ),
+    ] = None,
+    square: Annotated[float, typer.Option(help="Side of a square in metres: 0.625 times a power of two.")] = 1280.0,
+    split: Annotated[str, typer.Option(help="A split's name, or shares: train=0.8,val=0.1,test=0.1.")] = "train",
+    min_views: Annotated[
+        int | None, typer.Option(min=1, help="Views a sample needs. [default: 2, or 1 if there is one view]")
+    ] = None,
+    max_date_gap: MaxDateGap = None,
+    max_cloud: MaxCloud = None,
+    min_valid: Annotated[float, typer.Option(min=0.0, max=1.0, help="The least share of valid pixels a view.")] = 0.9,
+    sensor: opt.SensorName = None,
+    bands: opt.Bands = None,
+    unit: opt.UnitName = None,
+    scale: opt.Scale = None,
+    offset: opt.Offset = None,
+    nodata: opt.Nodata = None,
+    taken: opt.Taken = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Make samples of every ground square that enough sensors cover; a second run makes what is missing."""
+    from alidade.training.tiles.build import build_tiles
+
+    with TilesBar() as bar:
+        summary = build_tiles(
+            paths, out, [parse_view(text) for text in view] if view else None,
+            square_m=square, split=parse_split(split), min_views=min_views, max_date_gap_days=max_date_gap,
+            max_cloud=max_cloud, min_valid=min_valid,
+            declared=opt.declared_from(sensor, bands, unit, scale, offset, nodata, taken, None), progress=bar,
+        )  # fmt: skip
+    _report(summary, as_json=as_json)
+    if summary.failures:
+        raise typer.Exit(2)
+
+
+def show(
+    store: Annotated[Path, typer.Argument(help="Directory of the store.")],
+    out: Annotated[Path, typer.Option("--out", help="Picture to write.")] = Path("tiles.png"),
+    count: Annotated[int, typer.Option("-n", min=1, max=64, help="How many samples.")] = 8,
+    seed: Annotated[int, typer.Option(help="Draws other samples.")] = 0,
+    split: SplitName = None,
+    require: Annotated[list[str] | None, typer.Option(help="Only samples that have this view; repeat.")] = None,
+    max_date_gap: MaxDateGap = None,
+    max_cloud: MaxCloud = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Draw samples side by side, every view over the same ground."""
+    from alidade.cli.output import err, show_json
+    from alidade.training.tiles.show import draw_samples, pick
+    from alidade.training.tiles.store import TileStore
+
+    opened = TileStore.open(store)
+    passing = opened.select(
+        split=split, max_date_gap_days=max_date_gap, max_cloud=max_cloud, require=tuple(require or ())
+    )
+    ids = pick(passing, count, seed)
+    draw_samples(opened, ids, out)
+    if as_json:
+        names = opened.index["sample_id"].take(ids).to_pylist()
+        show_json({"picture": str(out), "ids": ids.tolist(), "samples": names, "matching": len(passing)})
+    else:
+        err.print(f"{len(ids)} of {len(passing):,} matching samples: {out}")
+
+
+def info(
+    store: Annotated[Path, typer.Argument(help="Directory of the store.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Read every byte and compare it with its digest.")] = False,
+    as_json: opt.Json = False,
+) -> None:
+    """Say what a store holds: views, splits, date gaps, clouds."""
+    from alidade.cli.output import out, show_json, show_table
+    from alidade.training.tiles.store import TileStore
+
+    opened = TileStore.open(store)
+    if verify:
+        opened.verify()
+    found = facts(opened)
+    if as_json:
+        show_json(found | {"verified": verify})
+        return
+    ground = "" if opened.ground_m is None else f" of {opened.ground_m:g} m"
+    shards = "1 shard" if len(opened.shards) == 1 else f"{len(opened.shards):,} shards"
+    splits = ", ".join(f"{name} {count:,}" for name, count in found["splits"].items()) or "none"
+    out.print(f"{len(opened):,} samples{ground} in {shards}, {found['bytes'] / 1e6:,.1f} MB")
+    out.print(f"splits: {splits}")
+    gaps = found["date_gap_days"]
+    if gaps:
+        out.print(f"days between views: median {gaps['median']:.2f}, at most {gaps['max']:.2f}")
+    show_table(
+        ("view", "sensor", "bands", "px", "metres", "type", "samples", "valid", "cloud"),
+        [
+            (
+                name, v["sensor"], ",".join(v["bands"]), v["side"],
+                "" if v["gsd_m"] is None else f"{v['gsd_m']:.3f}", v["dtype"], v["samples"],
+                "" if v["valid_share"] is None else f"{v['valid_share']:.1%}",
+                "" if v["cloud_share"] is None else f"{v['cloud_share']:.1%}",
+            )
+            for name, v in found["views"].items()
+        ],
+    )  # fmt: skip
+    if verify:
+        out.print("every file is as it was acknowledged")
+
+
+def facts(store: TileStore) -> dict[str, Any]:
+    """What ``info`` tells, as plain values; means over the samples that have them."""
+    import pyarrow.compute as pc
+
+    index = store.index
+    views = {}
+    for name, spec in store.views.items():
+        mean = {c: pc.mean(index[f"{name}.{c}"]).as_py() for c in ("gsd_x", "gsd_y", "valid_share", "cloud_share")}
+        x, y = mean["gsd_x"], mean["gsd_y"]
+        views[name] = {
+            "sensor": spec.sensor, "bands": list(spec.bands), "side": spec.side, "dtype": spec.dtype,
+            "gsd_m": None if x is None or y is None else (x * y) ** 0.5,
+            "samples": pc.sum(index[f"{name}.present"]).as_py() or 0,
+            "valid_share": mean["valid_share"], "cloud_share": mean["cloud_share"],
+        }  # fmt: skip
+    gaps = index["date_gap_days"].drop_null().to_pylist()
+    return {
+        "path": str(store.path),
+        "samples": len(store),
+        "shards": len(store.shards),
+        "bytes": sum(size for shard in store.shards for size, _ in shard.files.values()),
+        "ground_m": store.ground_m,
+        "splits": dict(sorted(Counter(index["split"].to_pylist()).items())),
+        "date_gap_days": {"median": sorted(gaps)[len(gaps) // 2], "max": max(gaps)} if gaps else None,
+        "views": views,
+    }
+
+
+def parse_view(text: str) -> View:
+    """``NAME=SENSOR[:BANDS][@METRES]`` as a view.
+
+    Raises:
+        AlidadeError: it is not written so.
+    """
+    from alidade.training.tiles.scenes import View
+
+    found = _VIEW.fullmatch(text)
+    try:
+        if found is None:
+            raise ValueError
+        gsd = None if found["gsd"] is None else float(found["gsd"])
+        if gsd is not None and not 0.0 < gsd < float("inf"):
+            raise ValueError
+    except ValueError:
+        raise AlidadeError(
+            "--view", got=repr(text), expected="NAME=SENSOR[:BANDS][@METRES]",
+            next_step="Write it like s2=sentinel-2-l2a:B02,B03,B04@10.",
+        ) from None  # fmt: skip
+    bands = None if found["bands"] is None else tuple(name.strip() for name in found["bands"].split(","))
+    return View(name=found["name"], sensor=found["sensor"], bands=bands, gsd_m=gsd)
+
+
+def parse_split(text: str) -> Split:
+    """A name, or ``NAME=SHARE,NAME=SHARE``.
+
+    Raises:
+        AlidadeError: a share that is no number, or a name twice.
+    """
+    if "=" not in text:
+        return text
+    pairs = [part.partition("=") for part in text.split(",")]
+    try:
+        shares = {name.strip(): float(share) for name, _, share in pairs}
+        if len(shares) != len(pairs):
+            raise ValueError
+    except ValueError:
+        raise AlidadeError(
+            "--split", got=repr(text), expected="a name, or names with shares",
+            next_step="Write it like train=0.8,val=0.1,test=0.1.",
+        ) from None  # fmt: skip
+    return shares
+
+
+class TilesBar:
+    """The bar of ``build``: squares done and the time left; implements ``training.tiles.run.Progress``."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        from alidade.cli.output import err
+
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("squares, left"),
+            TimeRemainingColumn(), console=err,
+        )  # fmt: skip
+        self._task = self._bar.add_task("reading headers", total=None)
+
+    def __enter__(self) -> TilesBar:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def started(self, *, squares: int, scenes: int) -> None:
+        """Show the totals."""
+        self._bar.update(self._task, total=squares, description=f"aligning {scenes:,} scenes")
+
+    def advanced(self, *, squares: int) -> None:
+        """Move on."""
+        self._bar.update(self._task, advance=squares)
+
+    def failed(self, failure: Failure) -> None:
+        """Nothing now: failures are listed at the end."""
+
+
+def _report(summary: BuildSummary, *, as_json: bool) -> None:
+    from alidade.cli.output import err, out, show_json
+
+    if as_json:
+        show_json(asdict(summary))
+        return
+    for repair in summary.repairs:
+        err.print(f"repaired: {repair}")
+    out.print(summary.sentence())
+    for failure in summary.failures:
+        err.print(f"failed: {failure.message}")
