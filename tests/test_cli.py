@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -238,3 +239,42 @@ def test_importing_the_package_is_quick_and_has_no_side_effects() -> None:
     probe = "import sys, alidade; print('torch' in sys.modules, 'rasterio' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize("taken", ["last year", "2024-13-01", "0001-01-01T00:00:00+14:00"])
+def test_times_that_are_none(run: Run, taken: str) -> None:
+    code, _, err = run("inspect", RIVER, "--taken", taken)
+    assert code == 2
+    assert "--taken: got" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["a[/]b.tif", "[red]x.tif", "line\nfeed.tif", "größe.tif"])
+def test_odd_names_are_names(run: Run, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(RIVER.read_bytes())
+    code, out, _ = run("inspect", path, "--json")
+    assert code == 0
+    assert json.loads(out)["file"] == str(path)
+    code, out, _ = run("inspect", path)
+    assert code == 0
+    path.write_text("broken")
+    code, _, err = run("inspect", path)
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_name_that_is_not_utf8(run: Run, tmp_path: Path) -> None:
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.tif")
+    Path(path).write_bytes(RIVER.read_bytes())
+    code, _, err = run("inspect", path)
+    assert code == 2
+    assert "Rename the file" in err
+
+
+def test_json_has_no_nan(run: Run, tmp_path: Path) -> None:
+    path = write_tif(tmp_path / "n.tif", np.zeros((2, 16, 16), np.float32), names=("VV", "VH"), nodata=float("nan"))
+    code, out, _ = run("inspect", path, "--sensor", "sentinel-1-grd", "--unit", "dB", "--json")
+    assert code == 0
+    assert "NaN" not in out

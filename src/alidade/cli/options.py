@@ -65,8 +65,8 @@ def parse_moment(text: str) -> datetime:
     """A moment in ISO 8601; UTC when it names no zone."""
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
         raise AlidadeError(
             "--taken", got=repr(text), expected="a time such as 2024-06-30T10:15:00", next_step="Write it so."
         ) from None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

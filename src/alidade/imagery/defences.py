@@ -38,6 +38,11 @@ def check_file(path: str | os.PathLike[str], *, allow_jp2: bool) -> tuple[Path, 
     told = os.fspath(path)
     if "://" in told or told.startswith("/vsi"):
         raise _refuse(told, "an address or a virtual path", "a file on this machine", "Download it first.")
+    try:
+        told.encode("utf-8")
+    except UnicodeEncodeError:
+        # GDAL takes names in UTF-8 only, and would call the file damaged
+        raise _refuse(told, "a name that is not UTF-8", "a name in UTF-8", "Rename the file.") from None
     file = Path(os.path.abspath(told))
     try:
         kind = "folder" if file.is_dir() else "file" if file.is_file() else "device" if file.exists() else None

@@ -230,6 +230,7 @@ class Normalization:
                     values[:, channel] += np.float32(encoding.offset)
         return values
 
+
 def _wrong_unit(source: str, band: str, encoding: Encoding, accepted: tuple[Unit, ...]) -> SensorError:
     return SensorError(
         f"{source}: unit of band {band}",
