@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from alidade.cli import evaluate, tiles
+from alidade.cli import evaluate, tiles, train
 from alidade.cli import options as opt
 from alidade.errors import AlidadeError
 
@@ -18,6 +18,7 @@ def register(app: typer.Typer) -> None:
     for command in (inspect, embed, search, models, bench, demo):
         app.command()(command)
     tiles.register(app)
+    train.register(app)
     evaluate.register(app)
 
 

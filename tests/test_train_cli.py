@@ -1,0 +1,98 @@
+"""From real scenes to a trained model by commands alone: tiles, pretraining, resuming, using the result."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import alidade
+from alidade.cli import main
+from alidade.errors import AlidadeError
+from alidade.training.store_batches import SIZES, StoreBatches, model_for
+from alidade.training.tiles.store import TileStore
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["alidade", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The BigEarthNet squares that Sentinel-1 and Sentinel-2 both cover."""
+    out = tmp_path_factory.mktemp("tiles") / "store"
+    with pytest.MonkeyPatch.context() as patch:
+        views = ("--view", "s1=sentinel-1-grd", "--view", "s2=sentinel-2-l2a")
+        paths = (SAMPLES / "sentinel-1", SAMPLES / "sentinel-2")
+        assert run(patch, "tiles", "build", *paths, "--out", out, "--square", 640, *views) == 0
+    return out
+
+
+def test_batches_show_one_ground_in_every_view(store: Path) -> None:
+    tiles = TileStore.open(store)
+    data = StoreBatches(tiles, split="train", patch=8)
+    views = data.views(np.arange(len(data)), np.random.default_rng(0))
+    assert set(views) == {"s1", "s2"}
+    for view in views.values():
+        side = view.valid.shape[-1]
+        assert side in (32, 64)
+        assert view.gsd_m[0] * side == pytest.approx(640, rel=0.01)
+        assert view.present.all()
+        assert abs(view.pixels.mean()) < 3
+
+
+def test_draws_depend_on_the_generator_alone(store: Path) -> None:
+    data = StoreBatches(TileStore.open(store), split="train", patch=8)
+    a, b = (data.views(np.arange(4), np.random.default_rng(7))["s2"] for _ in range(2))
+    assert a.gsd_m == b.gsd_m
+    assert (a.pixels == b.pixels).all()
+
+
+def test_towers_have_the_stores_bands(store: Path) -> None:
+    config = model_for(TileStore.open(store), "m", SIZES["tiny"], 8)
+    assert [t.name for t in config.towers] == ["s1", "s2"]
+    assert config.towers[0].bands == ("VV", "VH")
+    assert len(config.towers[1].bands) == 12
+    assert config.aligned
+
+
+def test_split_without_samples_is_refused(store: Path) -> None:
+    with pytest.raises(AlidadeError, match="none in split 'val'"):
+        StoreBatches(TileStore.open(store), split="val", patch=8)
+
+
+def test_train_resume_and_use(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = (
+        "train",
+        "pretrain",
+        store,
+        "--out",
+        tmp_path / "run",
+        "--steps",
+        3,
+        "--batch",
+        4,
+        "--checkpoint-every",
+        1,
+    )
+    assert run(monkeypatch, *command) == 0
+    assert run(monkeypatch, *command) == 0
+    assert run(monkeypatch, *command, "--rate", "0.5") == 2
+    model = alidade.load(tmp_path / "run" / "model")
+    vector = model.embed(alidade.read(SAMPLES / "sentinel-1" / "bigearthnet_29UPU_4_55.tif"))
+    assert vector.shape == (1, 192)
+    assert np.isfinite(vector).all()
+
+
+def test_unknown_size_is_one_line(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "train", "pretrain", store, "--out", tmp_path / "run", "--size", "huge") == 2
+    assert "--size: got 'huge', expected one of tiny, small, base" in capsys.readouterr().err
