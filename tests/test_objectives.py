@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import runpy
 import subprocess
 import sys
@@ -73,8 +74,16 @@ def test_one_sensor_is_not_a_contrast() -> None:
 
 def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
     worker = Path(__file__).with_name("two_process_worker.py")
-    processes = [subprocess.Popen([sys.executable, str(worker), str(rank), str(tmp_path)]) for rank in (0, 1)]
-    assert [p.wait(timeout=120) for p in processes] == [0, 0]
+    # one thread each on loopback: two processes that spin for the same cores can take minutes
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    processes = [
+        subprocess.Popen([sys.executable, str(worker), str(rank), str(tmp_path)], env=environment) for rank in (0, 1)
+    ]
+    try:
+        assert [p.wait(timeout=240) for p in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
     names = runpy.run_path(str(worker))
     model = names["Towers"]()
     model(*names["batch"]()).backward()
