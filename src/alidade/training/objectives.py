@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 
 from alidade.errors import ModelError
@@ -17,15 +17,35 @@ ABSENT = -1e4
 """Logit of a sample whose sensor is missing: never a match, never a negative."""
 
 
+class _Gather(torch.autograd.Function):
+    """All processes' rows in rank order; backward sums what every process wants of a row."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: ANN401 (torch gives it no type)
+        parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, values.contiguous())
+        ctx.rows = len(values)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ANN401
+        total = gradients[0].contiguous()
+        dist.all_reduce(total)
+        start = dist.get_rank() * ctx.rows
+        return total[start : start + ctx.rows]
+
+
 def gather_samples(values: Tensor) -> Tensor:
     """The values ``[B, ...]`` of all processes, ``[W·B, ...]``, with gradients through every part.
 
     Together with averaging of gradients over processes (DDP), a loss over the gathered batch has exactly the
-    gradient that one process would compute on the whole batch.
+    gradient that one process would compute on the whole batch. Gather once a step: one collective forward and one
+    backward cannot meet another process's in a different order.
     """
-    if not (dist.is_available() and dist.is_initialized()):
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return values
-    return torch.cat(list(all_gather(values)), dim=0)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _Gather.apply(values)  # type: ignore[no-untyped-call]
+    return gathered
 
 
 def contrastive_losses(
@@ -51,13 +71,13 @@ def contrastive_losses(
             expected="two or more",
             next_step="Add a sensor.",
         )
-    unit = {name: gather_samples(F.normalize(value, dim=-1)) for name, value in features.items()}
-    here = {
-        name: gather_samples(
-            torch.ones(len(value), device=value.device) if present is None else present[name].to(value.dtype)
-        ).bool()
-        for name, value in features.items()
-    }
+    names = list(features)
+    units = torch.stack([F.normalize(value, dim=-1) for value in features.values()], dim=1)
+    ones = torch.ones(units.shape[0], device=units.device)
+    there = torch.stack([ones if present is None else present[name].to(units.dtype) for name in names], dim=1)
+    together = gather_samples(torch.cat([units, there.to(units.dtype).unsqueeze(-1)], dim=-1))
+    unit = {name: together[:, i, :-1] for i, name in enumerate(names)}
+    here = {name: together[:, i, -1] > 0.5 for i, name in enumerate(names)}
     scale = log_scale.exp().clamp(max=100)
     return {(a, b): _pair_loss(scale * unit[a] @ unit[b].T, here[a] & here[b]) for a, b in combinations(unit, 2)}
 
