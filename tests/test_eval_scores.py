@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn import linear_model as linear
+from sklearn import neighbors as neighbours
 
 from alidade.errors import AlidadeError
 from alidade.evaluation.bootstrap import interval
@@ -21,7 +23,6 @@ def blobs(n: int, classes: int, dim: int, seed: int, spread: float = 1.5) -> tup
 
 @pytest.mark.parametrize("k", [1, 4, 5])
 def test_knn_is_scikit_learns(k: int) -> None:
-    neighbours = pytest.importorskip("sklearn.neighbors")
     x, y = blobs(700, 6, 16, 0)
     queries, _ = blobs(600, 6, 16, 1)
     reference = neighbours.KNeighborsClassifier(n_neighbors=k, metric="cosine", algorithm="brute")
@@ -48,7 +49,6 @@ def test_knn_refuses_more_neighbours_than_there_are() -> None:
 
 
 def test_probe_is_scikit_learns() -> None:
-    linear = pytest.importorskip("sklearn.linear_model")
     x, y = blobs(900, 5, 24, 0, spread=2.0)
     queries, truth = blobs(2000, 5, 24, 1, spread=2.0)
     for c in (0.01, 1.0):
