@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import sys
+import argparse
+import os
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from alidade.imagery.sensors import sensor
 from alidade.models.config import DecoderConfig, ScaleAlibiConfig, TowerConfig
 from alidade.models.positions import PositionConfig
 from alidade.training.augment import View, coarser, turn
-from alidade.training.pretrain import PretrainConfig, pretrain
+from alidade.training.pretrain import PretrainConfig, Report, pretrain
 
 TOWER = TowerConfig(
     name="rgb",
@@ -67,7 +69,34 @@ class Made:
         return {"fine": turned, "coarse": coarser(turned, 2)}
 
 
-if __name__ == "__main__":
+def two_towers() -> PretrainConfig:
+    """Each view its own tower, and a fusion of the two: every part that a run with several processes has."""
+    towers = tuple(replace(TOWER, name=name) for name in ("fine", "coarse"))
+    model = replace(MODEL, towers=towers, fusion_depth=1)
+    return replace(CONFIG, model=model, towers={"fine": "fine", "coarse": "coarse"}, checkpoint_every=2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("steps", type=int)
+    parser.add_argument("--slow", type=float, default=0.0)
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--until", type=int, help="stop by SIGTERM after so many steps")
+    parser.add_argument("--batch", type=int, help="samples a process; with two towers and a fusion")
+    parser.add_argument("--shard", action="store_true")
+    options = parser.parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    pretrain(replace(CONFIG, steps=int(sys.argv[2])), Made(slow=float(sys.argv[3])), Path(sys.argv[1]))
+    config = CONFIG if options.batch is None else replace(two_towers(), batch=options.batch)
+    config = replace(config, steps=options.steps, precision=options.precision)
+
+    def stop(report: Report) -> None:
+        if report.step == options.until:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    pretrain(config, Made(slow=options.slow), options.folder, shard=options.shard, report=stop)
+
+
+if __name__ == "__main__":
+    main()

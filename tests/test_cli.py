@@ -119,7 +119,7 @@ def test_filters_narrow_the_answer(run: Run, archive: Path) -> None:
         (("--like", RIVER, "--only-sensor", "spot-7"), "spot-7"),
         (("--like", RIVER, "--format", "csv"), "got 'csv', expected table, json, geojson, parquet"),
         (("--like", "nowhere.tif"), "nowhere.tif"),
-        (("--like", RIVER, "--model", "dinov3"), "expected one of alidade-standin, croma-base, croma-large"),
+        (("--like", RIVER, "--model", "dinov3"), "expected one of alidade-tiny, croma-base, croma-large"),
     ],
 )
 def test_wrong_queries_say_what_to_do(run: Run, archive: Path, arguments: tuple[object, ...], message: str) -> None:
@@ -221,7 +221,7 @@ def test_in_a_batch_the_others_go_on(run: Run, tmp_path: Path) -> None:
 def test_models_and_unknown_benchmarks(run: Run) -> None:
     code, out, _ = run("models")
     assert code == 0
-    assert "alidade-standin (default)" in out
+    assert "alidade-tiny (default)" in out
     code, _, err = run("bench", "gpu")
     assert code == 2
     assert "expected encoder, attention or store" in err

@@ -26,7 +26,7 @@ from alidade.evaluation.baselines import (
 )
 from alidade.evaluation.curves import centre, coarser, coarser_images, resolution_curve
 from alidade.evaluation.datasets import Images, eurosat100, eurosat_rgb, split_hash
-from alidade.evaluation.features import Encoder, digest, features, model_encoder, normalise
+from alidade.evaluation.features import Encoder, digest, features, in_cells, model_encoder, normalise
 from alidade.evaluation.pairs import california_texas
 from alidade.evaluation.protocols import Stamp, measure_chance, measure_probe
 from alidade.evaluation.results import Result, load
@@ -101,6 +101,44 @@ def test_model_features_are_those_of_embed(pack: Path) -> None:
     found = features(model_encoder(measured, images), images, batch=4)
     unit = found / np.linalg.norm(found, axis=1, keepdims=True)
     np.testing.assert_allclose(unit, measured.embed([raster(images, i) for i in range(len(images))]), atol=1e-5)
+
+
+def test_cells_of_a_model_are_those_of_embed_and_one_cell_is_the_whole(pack: Path) -> None:
+    images = eurosat_rgb(pack, "val")
+    measured = model(images)
+    rasters = [raster(images, i) for i in range(len(images))]
+    found = features(model_encoder(measured, images, cells=2), images, batch=4)
+    np.testing.assert_allclose(found, measured.embed(rasters, cells=2), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    assert found.shape[1] == 4 * measured.dim
+    measured.network.config = replace(measured.network.config, shared=5)
+    first = features(model_encoder(measured, images, shared=True), images)
+    np.testing.assert_allclose(first, measured.embed(rasters, shared=True), atol=1e-5)
+    whole = features(model_encoder(measured, images), images)[:, :5]
+    np.testing.assert_allclose(first, whole / np.linalg.norm(whole, axis=1, keepdims=True), atol=1e-5)
+    with pytest.raises(ModelError, match="cells: got 0, expected 1 or more"):
+        measured.embed(rasters, cells=0)
+
+
+def test_cells_tell_where_in_the_image_something_is(pack: Path) -> None:
+    images = eurosat_rgb(pack, "val")
+    measured = model(images)
+    one = raster(images, 0)
+    mirrored = replace(one, pixels=np.ascontiguousarray(one.pixels[..., ::-1]))
+    cells = measured.embed([one, mirrored], cells=2).reshape(2, 4, -1)
+    # mirrored left to right, the cells change places but for what a patch looks like mirrored
+    swapped = (cells[0][[1, 0, 3, 2]] * cells[1]).sum(-1).mean()
+    assert swapped > (cells[0] * cells[1]).sum(-1).mean()
+
+
+@pytest.mark.parametrize("name", ["band-statistics", "colour-texture"])
+def test_cells_of_a_baseline_are_its_features_of_the_parts(pack: Path, name: str) -> None:
+    images = eurosat_rgb(pack, "val")
+    encoder = BASELINES[name](images, 0)
+    found = features(in_cells(encoder, 2), images).reshape(len(images), 4, -1)
+    part = replace(images, pixels=images.pixels[:, :, 32:, :32])
+    alone = features(encoder, part)
+    np.testing.assert_allclose(found[:, 2], alone / np.linalg.norm(alone, axis=1, keepdims=True), atol=1e-5)
 
 
 def test_each_image_is_told_its_own_ground_distance(pack: Path) -> None:
@@ -272,7 +310,7 @@ def test_commands_measure_and_tabulate(pack: Path, tmp_path: Path) -> None:
     call("cross-sensor", *common, "--baseline", "grey-texture", "--model", str(saved), "--on", "test")
     rows = load(results)
     by_protocol = {p: [r for r in rows if r.protocol == p] for p in dict.fromkeys(r.protocol for r in rows)}
-    assert [len(v) for v in by_protocol.values()] == [3, 2, 13, 4, 4 + 8 + 8]
+    assert [len(v) for v in by_protocol.values()] == [3, 2, 13, 4, 4 + 2 * (8 + 8)]
     knn = {r.model: r for r in by_protocol["5-NN"]}
     assert knn["band mean/std"].value == 1.0
     assert knn["chance (most frequent class)"].value == pytest.approx(1 / 3)
@@ -282,7 +320,8 @@ def test_commands_measure_and_tabulate(pack: Path, tmp_path: Path) -> None:
     mapped = cross["grey/texture histogram + canonical correlation", "as is", "SAR→optical R@1"]
     assert chance.value == 1 / 32
     assert mapped.value > 10 * chance.value
-    assert any(condition == "GSD told as 10 m" for _, condition, _ in cross)
+    conditions = {condition for _, condition, _ in cross}
+    assert conditions == {"as is", "GSD told as 10 m", "4 x 4 cells", "4 x 4 cells, GSD told as 10 m"}
     page = tmp_path / "page.md"
     call("table", str(results), "--out", str(page), "--title", "All")
     text = page.read_text()

@@ -18,7 +18,17 @@ SOURCE = ROOT / "src" / "alidade"
 MODULES = sorted(SOURCE.rglob("*.py"))
 EVERYWHERE = sorted(p for folder in ("src", "tests", "scripts", "recipes") for p in (ROOT / folder).rglob("*.py"))
 
-LEVELS = {"errors": 0, "imagery": 1, "models": 2, "training": 3, "evaluation": 3, "search": 4, "cli": 5, "server": 5}
+LEVELS = {
+    "errors": 0,
+    "imagery": 1,
+    "models": 2,
+    "training": 3,
+    "evaluation": 3,
+    "search": 4,
+    "ablation": 4,
+    "cli": 5,
+    "server": 5,
+}
 """Imports go down only; packages of one level do not import each other."""
 TOP = 6
 """``alidade`` itself, which names what people use and imports it when it is asked for."""

@@ -230,3 +230,78 @@ def test_damaged_directories_say_what_is_missing(tmp_path: Path) -> None:
     weights.write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
     with pytest.raises(WeightsError, match="do not fit the config"):
         load_model(tmp_path)
+
+
+def stemmed(name: str) -> TowerConfig:
+    return replace(tower(name, "naip-rgb", ("red", "green", "blue")), stem=(6, 12))
+
+
+def test_a_stem_keeps_each_patch_to_itself() -> None:
+    network = build(replace(CONFIG, towers=(stemmed("high"),), fusion_depth=0))
+    pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    touched = pixels.clone()
+    touched[..., 8:16, 16:24] += 1
+    before, after = network.patches["high"](pixels), network.patches["high"](touched)
+    changed = (before != after).any(dim=-1)[0]
+    assert changed.nonzero().flatten().tolist() == [1 * 4 + 2]
+
+
+def test_a_stem_is_convolutions_then_the_linear_layer() -> None:
+    network = build(replace(CONFIG, towers=(stemmed("high"),), fusion_depth=0))
+    embed = network.patches["high"]
+    pixels = torch.randn(2, 3, 16, 8, generator=torch.Generator().manual_seed(0))
+    corner = embed.stem(pixels[:, :, 8:16]).flatten(1)
+    assert torch.allclose(embed(pixels)[:, 1], torch.nn.functional.linear(corner, embed.weight, embed.bias), atol=1e-6)
+    assert embed.weight.shape == (32, 12 * 2 * 2)
+
+
+def test_a_stem_that_does_not_fit_the_patch_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"4 convolutions for patches of 8 px, expected a patch side that halves"):
+        build(replace(CONFIG, towers=(replace(stemmed("high"), stem=(2, 2, 2, 2)),), fusion_depth=0))
+
+
+def test_pooling_of_mean_and_deviation_counts_valid_tokens_only() -> None:
+    network = build(replace(CONFIG, mlp_head=False, pooling="mean-std", dim=48))
+    tokens = network.run(square(network, "low"))
+    half = tokens.gather(torch.arange(8).expand(2, 8))
+    masked = replace(tokens, places=tokens.places._replace(valid=torch.arange(16).expand(2, 16) < 8))
+    pooled = network.heads["low"].pooled(masked)
+    assert torch.allclose(pooled, network.heads["low"].pooled(half), atol=1e-5)
+    assert torch.allclose(pooled[:, 32:], half.features.std(dim=1, unbiased=False), atol=1e-2)
+    assert network.pool(masked).shape == (2, 48)
+
+
+def test_deviation_of_equal_tokens_has_finite_gradients() -> None:
+    network = build()
+    tokens = square(network, "low")
+    flat = tokens.with_features(torch.ones_like(tokens.features).requires_grad_())
+    flat.std().sum().backward()
+    assert flat.features.grad is not None
+    assert flat.features.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("change", [{"pooling": "max"}, {"pooling": "mean-std"}, {"dim": 64}])
+def test_heads_that_do_not_fit_are_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ModelError, match=r"head of a tower: got pooling .*perceptron True"):
+        build(replace(CONFIG, **change))  # type: ignore[arg-type]
+
+
+def test_cells_share_out_the_tokens_by_the_ground() -> None:
+    network = build()
+    tokens = square(network, "low")
+    cells = tokens.cells(2)
+    assert torch.equal(torch.stack([c.places.valid for c in cells]).sum(0), torch.ones(2, 16, dtype=torch.long))
+    assert cells[1].places.valid[0].nonzero().flatten().tolist() == [2, 3, 6, 7]
+    assert torch.equal(tokens.cells(1)[0].places.valid, tokens.places.valid)
+
+
+def test_images_of_one_batch_may_differ_in_ground_resolution() -> None:
+    network = build().eval()
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    valid, days = torch.ones(2, 32, 32, dtype=torch.bool), torch.zeros(2, dtype=torch.float64)
+    each = torch.tensor([[2.5, 2.5], [4.0, 3.0]])
+    both = network.run(network.embed_patches("high", pixels, valid, each, days)).features
+    for i, (x, y) in enumerate(each.tolist()):
+        part = slice(i, i + 1)
+        alone = network.run(network.embed_patches("high", pixels[part], valid[part], (x, y), days[part])).features
+        assert torch.allclose(both[part], alone, atol=1e-5)

@@ -50,6 +50,8 @@ def test_all_sensors_are_listed() -> None:
         "naip-rgb",
         "naip-rgbn",
         "generic-rgb",
+        "display-vh",
+        "display-sar",
     }
     assert all(key == s.id for key, s in SENSORS.items())
 

@@ -11,6 +11,7 @@ import torch
 from affine import Affine
 
 import alidade
+from alidade.errors import ModelError
 from alidade.imagery.files import Declared
 from alidade.imagery.normalize import Normalization
 from alidade.imagery.raster import Raster
@@ -19,6 +20,7 @@ from alidade.imagery.windows import Window
 from alidade.models.model import Model
 from alidade.models.positions import PositionConfig
 from alidade.models.tokens import grid_places
+from alidade.training.augment import View, coarser
 from make_fixtures import L1C, meadow, write_tif
 
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -191,3 +193,20 @@ def test_variants_blind_to_gsd_are_blind_on_pixels_that_are_not_square() -> None
         assert torch.allclose(a[:, 0], b[:, 0], atol=1e-6)
     rope = PositionConfig(kind="rope").build(4)
     assert torch.allclose(rope.angles(square, 16), rope.angles(oblong, 16), atol=1e-6)
+
+
+def test_coarsening_never_moves_the_ground() -> None:
+    """What is left of 30 pixels by 4 was cut off at the right and below: the centre moved by one pixel."""
+    valid = torch.ones(1, 30, 30, dtype=torch.bool)
+    view = View(
+        pixels=torch.zeros(1, 3, 30, 30),
+        valid=valid,
+        gsd_m=(10.0, 10.0),
+        present=valid[:, 0, 0],
+        days=torch.zeros(1, dtype=torch.float64),
+    )
+    with pytest.raises(ModelError, match="got 30 x 30 px by 4, expected sides that the factor divides"):
+        coarser(view, 4)
+    for factor in (1, 2, 3, 5):
+        coarse = coarser(view, factor)
+        assert coarse.valid.shape[-1] * coarse.gsd_m[0] == pytest.approx(300.0)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import alidade
 from alidade.cli import main
@@ -51,7 +53,7 @@ def test_batches_show_one_ground_in_every_view(store: Path) -> None:
 def test_draws_depend_on_the_generator_alone(store: Path) -> None:
     data = StoreBatches(TileStore.open(store), split="train", patch=8)
     a, b = (data.views(np.arange(4), np.random.default_rng(7))["s2"] for _ in range(2))
-    assert a.gsd_m == b.gsd_m
+    assert torch.equal(a.gsd_m, b.gsd_m)
     assert (a.pixels == b.pixels).all()
 
 
@@ -96,3 +98,66 @@ def test_unknown_size_is_one_line(
 ) -> None:
     assert run(monkeypatch, "train", "pretrain", store, "--out", tmp_path / "run", "--size", "huge") == 2
     assert "--size: got 'huge', expected one of tiny, small, base" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--precision", "float16"), "--precision: got 'float16', expected one of auto, float32, bfloat16"),
+        (("--patch", 48), "view s1 of 64 px: got a patch of 48 px, expected one of at most 32 px"),
+        (("--split", "dev"), "got none in split 'dev'"),
+        (("--batch", 5000), "--batch: got 5000 samples, expected at most the "),
+        (("--shard",), "sharding: got one process, expected several"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[object, ...],
+    message: str,
+) -> None:
+    out = tmp_path / "run"
+    assert run(monkeypatch, "train", "pretrain", store, "--out", out, "--batch", 4, *options) == 2
+    told = capsys.readouterr()
+    assert message in told.err.splitlines()[-1]
+    assert told.err.splitlines()[-1].startswith("error: ")
+    assert told.out == ""
+    assert not out.exists()
+
+
+def test_a_missing_store_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "train", "pretrain", tmp_path / "no", "--out", tmp_path / "run") == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_places_that_cannot_be_written_to_are_one_line(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "run", Path("/proc/run")):
+        assert run(monkeypatch, "train", "pretrain", store, "--out", out, "--batch", 4, "--steps", 1) == 2
+        assert "expected room on the disk and permission to write" in capsys.readouterr().err.splitlines()[-1]
+    assert run(monkeypatch, "train", "pretrain", store, "--out", store, "--batch", 4, "--steps", 1) == 2
+    assert "a folder that holds something else" in capsys.readouterr().err.splitlines()[-1]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_json_is_a_line_per_step_on_stdout_alone(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("train", "pretrain", store, "--out", tmp_path / "run", "--steps", 3, "--batch", 4, "--json")
+    assert run(monkeypatch, *command, "--precision", "bfloat16") == 0
+    told = capsys.readouterr()
+    reports = [json.loads(line) for line in told.out.splitlines()]
+    assert [(r["step"], r["steps"]) for r in reports] == [(1, 3), (2, 3), (3, 3)]
+    assert set(reports[0]["losses"]) == {"contrast s1-s2", "reconstruction s1", "reconstruction s2", "total"}
+    assert all(0 <= r["wait_share"] < 1 and r["samples_per_second"] > 0 for r in reports)
+    assert "bfloat16: asked for" in told.err
+    assert "3/3" in told.err
+    assert "samples/s" in told.err
+    assert "reconstruction s2 " in told.err
+    assert "model saved" in told.err

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from alidade.cli import evaluate, tiles, train
+from alidade.cli import ablate, evaluate, tiles, tiles_import, tiles_synthetic, train
 from alidade.cli import options as opt
 from alidade.errors import AlidadeError
 
@@ -17,9 +17,12 @@ def register(app: typer.Typer) -> None:
     """Add all commands to the application."""
     for command in (inspect, embed, search, models, bench, demo):
         app.command()(command)
-    tiles.register(app)
+    group = tiles.register(app)
+    tiles_import.register_import(group)
+    tiles_synthetic.register_synthetic(group)
     train.register(app)
     evaluate.register(app)
+    ablate.register(app)
 
 
 def inspect(
@@ -121,12 +124,14 @@ def models(as_json: opt.Json = False) -> None:
 
 
 def bench(
-    what: Annotated[str, typer.Argument(help="encoder, attention or store.")],
+    what: Annotated[str, typer.Argument(help="encoder, attention, train or store.")],
     rounds: Annotated[int, typer.Option(min=3, help="Measured rounds.")] = 7,
     size: Annotated[int, typer.Option(min=256, help="store: side of the generated scene in pixels.")] = 10_980,
     directory: Annotated[
         Path | None, typer.Option("--dir", help="store: where to generate. [default: temporary]")
     ] = None,
+    layers: Annotated[int, typer.Option(min=1, help="train: layers of the optical towers; 12 as released.")] = 2,
+    batch: Annotated[int, typer.Option(min=1, help="train: samples of a step; 24 as released.")] = 4,
     as_json: opt.Json = False,
 ) -> None:
     """Measure speed on this machine: ratios within one run, beside their targets."""
@@ -140,13 +145,18 @@ def bench(
         from alidade.evaluation.bench_attention import bench_attention
 
         rows = bench_attention(rounds=rounds)
+    elif what == "train":
+        train.check_extra()
+        from alidade.cli.bench_train import run_bench_train
+
+        rows = run_bench_train(layers=layers, batch=batch, rounds=rounds)
     elif what == "store":
         from alidade.search.store_bench import bench_store
 
         rows = bench_store(size=size, directory=directory)
     else:
         raise AlidadeError(
-            "bench", got=repr(what), expected="encoder, attention or store", next_step="Name one of these."
+            "bench", got=repr(what), expected="encoder, attention, train or store", next_step="Name one of these."
         )
     if as_json:
         show_json([asdict(row) for row in rows])

@@ -17,7 +17,7 @@ from alidade.search.picture import draw_result
 from alidade.search.scan import Scanner
 
 SAMPLES = Path(__file__).parents[3] / "samples"
-# the stand-in weights have learned no comparison between sensors, so each query stays within its own
+# each query stays within its own sensor: what the shipped model learned across sensors is little
 QUERIES = (
     ("lake", "a prairie lake in aerial imagery of five years", Query(at="-99.1540,47.0185", sensor="naip-rgbn")),
     (

@@ -126,6 +126,7 @@ def cross_sensor(
     baseline: Baselines = None,
     on: Part = "val",
     window: Annotated[int, typer.Option(help="Side of the windows in pixels.")] = 128,
+    cells: Annotated[int, typer.Option(min=1, help="Cells across and down that are pooled apart, beside one.")] = 4,
     wrong_gsd: Annotated[float, typer.Option(help="Ground metres a pixel to tell models wrongly, beside.")] = 10.0,
     seed: Seed = 0,
     results: Into = RESULTS,
@@ -135,12 +136,14 @@ def cross_sensor(
     """Recall at 1 and 10 between radar and optical windows of California (val) or Texas (test).
 
     Baselines are also given the best linear map between their features of both sensors, fitted to the training pairs.
+    All are measured twice: with one vector for a window, and with one for each of its cells.
     """
-    from alidade.evaluation.features import model_encoder
+    from alidade.evaluation.features import in_cells, model_encoder
     from alidade.evaluation.pairs import california_texas
     from alidade.evaluation.protocols import measure_retrieval, measure_retrieval_chance
 
     _check("--on", on, ("val", "test"))
+    parts = sorted({1, cells})
     train, pairs = (california_texas(data, part, window=window) for part in ("train", on))
     stamp = _stamp(seed, commit)
 
@@ -148,13 +151,19 @@ def cross_sensor(
         yield from measure_retrieval_chance(pairs, stamp)
         for name in _baseline_names(baseline):
             encoders = _baseline(name, train.sar, seed), _baseline(name, train.optical, seed)
-            if name == "grey-texture":
-                yield from measure_retrieval(encoders, pairs, stamp)
-            yield from measure_retrieval(encoders, pairs, stamp, fitted_on=train)
+            for count in parts:
+                cut = (in_cells(encoders[0], count), in_cells(encoders[1], count)) if count > 1 else encoders
+                if name == "grey-texture":
+                    yield from measure_retrieval(cut, pairs, stamp, cells=count)
+                yield from measure_retrieval(cut, pairs, stamp, fitted_on=train, cells=count)
         for loaded in _models(model):
-            encoders = model_encoder(loaded, pairs.sar), model_encoder(loaded, pairs.optical)
-            yield from measure_retrieval(encoders, pairs, stamp)
-            yield from measure_retrieval(encoders, pairs, stamp, told_gsd_m=wrong_gsd)
+            for count in parts:
+                encoders = (
+                    model_encoder(loaded, pairs.sar, cells=count, shared=True),
+                    model_encoder(loaded, pairs.optical, cells=count, shared=True),
+                )
+                yield from measure_retrieval(encoders, pairs, stamp, cells=count)
+                yield from measure_retrieval(encoders, pairs, stamp, told_gsd_m=wrong_gsd, cells=count)
 
     _record(rows(), results, as_json=as_json)
 

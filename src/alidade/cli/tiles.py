@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -15,7 +15,8 @@ from alidade.cli import options as opt
 from alidade.errors import AlidadeError
 
 if TYPE_CHECKING:
-    from alidade.training.tiles.build import BuildSummary
+    from alidade.imagery.files import Declared
+    from alidade.training.tiles.build import BuildSummary, Listing
     from alidade.training.tiles.plan import Split
     from alidade.training.tiles.scenes import Failure, View
     from alidade.training.tiles.store import TileStore
@@ -41,8 +42,23 @@ def register(app: typer.Typer) -> typer.Typer:
 
 
 def build(
-    paths: Annotated[list[str], typer.Argument(help="GeoTIFFs of any sensors, or folders of them.")],
     out: Annotated[Path, typer.Option("--out", help="Directory of the store; made or added to.")],
+    paths: Annotated[list[str] | None, typer.Argument(help="GeoTIFFs of any sensors, or folders of them.")] = None,
+    stac: Annotated[
+        str | None, typer.Option(help="STAC API, catalogue, collection or item (address or path) instead of files.")
+    ] = None,
+    collection: Annotated[list[str] | None, typer.Option(help="With --stac: a collection's id; repeat.")] = None,
+    bbox: Annotated[
+        str | None, typer.Option(metavar="W,S,E,N", help="With --stac: only items in this box, degrees.")
+    ] = None,
+    period: Annotated[
+        str | None, typer.Option("--datetime", metavar="A/B", help="With --stac: only items of this period.")
+    ] = None,
+    max_items: Annotated[int, typer.Option(min=1, help="With --stac: take no more items than these.")] = 1000,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="With --stac: ask no hosts but these and the catalogue's; repeat. [default: public ones]"),
+    ] = None,
     view: Annotated[
         list[str] | None,
         typer.Option(
@@ -71,12 +87,14 @@ def build(
     """Make samples of every ground square that enough sensors cover; a second run makes what is missing."""
     from alidade.training.tiles.build import build_tiles
 
+    declared = opt.declared_from(sensor, bands, unit, scale, offset, nodata, taken, None)
+    views = [parse_view(text) for text in view] if view else None
+    search = Search(stac, collection or [], bbox, period, max_items, allow_host or [])
     with TilesBar() as bar:
         summary = build_tiles(
-            paths, out, [parse_view(text) for text in view] if view else None,
+            search.sources(paths or [], max_cloud, declared, views), out, views,
             square_m=square, split=parse_split(split), min_views=min_views, max_date_gap_days=max_date_gap,
-            max_cloud=max_cloud, min_valid=min_valid,
-            declared=opt.declared_from(sensor, bands, unit, scale, offset, nodata, taken, None), progress=bar,
+            max_cloud=max_cloud, min_valid=min_valid, declared=declared, progress=bar,
         )  # fmt: skip
     _report(summary, as_json=as_json)
     if summary.failures:
@@ -133,6 +151,8 @@ def info(
     splits = ", ".join(f"{name} {count:,}" for name, count in found["splits"].items()) or "none"
     out.print(f"{len(opened):,} samples{ground} in {shards}, {found['bytes'] / 1e6:,.1f} MB")
     out.print(f"splits: {splits}")
+    if found["synthetic"]:
+        out.print("synthetic: made up by code, for tests and first runs; not for results")
     gaps = found["date_gap_days"]
     if gaps:
         out.print(f"days between views: median {gaps['median']:.2f}, at most {gaps['max']:.2f}")
@@ -174,10 +194,62 @@ def facts(store: TileStore) -> dict[str, Any]:
         "shards": len(store.shards),
         "bytes": sum(size for shard in store.shards for size, _ in shard.files.values()),
         "ground_m": store.ground_m,
+        "synthetic": store.synthetic,
         "splits": dict(sorted(Counter(index["split"].to_pylist()).items())),
         "date_gap_days": {"median": sorted(gaps)[len(gaps) // 2], "max": max(gaps)} if gaps else None,
         "views": views,
     }
+
+
+class Search(NamedTuple):
+    """The options of ``build`` that ask a catalogue."""
+
+    stac: str | None
+    collections: list[str]
+    bbox: str | None
+    period: str | None
+    max_items: int
+    hosts: list[str]
+
+    def sources(
+        self, paths: list[str], max_cloud: float | None, declared: Declared, views: list[View] | None
+    ) -> list[str] | Listing:
+        """The files as they are, or the scenes that the catalogue lists.
+
+        Raises:
+            AlidadeError: files and a catalogue, options that ask a catalogue without one, or a box that is none.
+        """
+        searched = bool(self.collections or self.bbox or self.period or self.hosts)
+        if (self.stac is not None and paths) or (self.stac is None and searched):
+            raise AlidadeError(
+                "tiles build", got="a search without --stac" if self.stac is None else "files and --stac",
+                expected="files, or a catalogue with --stac", next_step="Pass one of them.",
+            )  # fmt: skip
+        if self.stac is None:
+            return paths
+        from alidade.training.tiles.stac import StacQuery, stac_listing
+
+        query = StacQuery(
+            place=self.stac, collections=tuple(self.collections), bbox=parse_box(self.bbox) if self.bbox else None,
+            period=self.period, max_items=self.max_items, max_cloud=max_cloud, hosts=frozenset(self.hosts),
+        )  # fmt: skip
+        return stac_listing(query, declared, views)
+
+
+def parse_box(text: str) -> tuple[float, float, float, float]:
+    """``W,S,E,N`` in degrees.
+
+    Raises:
+        AlidadeError: not four numbers.
+    """
+    try:
+        west, south, east, north = map(float, text.split(","))
+    except ValueError:
+        raise AlidadeError(
+            "--bbox", got=repr(text), expected="four numbers: west,south,east,north",
+            next_step="Write it like 12.0,47.5,12.5,48.0 (and --bbox=-122,... where it begins with a minus).",
+        ) from None  # fmt: skip
+    return west, south, east, north
 
 
 def parse_view(text: str) -> View:

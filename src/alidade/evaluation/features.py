@@ -93,10 +93,16 @@ def normalise(normalization: Normalization, images: Images, pixels: NDArray[Any]
     return np.ascontiguousarray(values.reshape(-1, n, h, w).transpose(1, 0, 2, 3))
 
 
-def model_encoder(model: Model, images: Images) -> Encoder:
+def model_encoder(model: Model, images: Images, *, cells: int = 1, shared: bool = False) -> Encoder:
     """The model's pooled features of imagery of one kind: sensor, bands and encodings of ``images``.
 
     The features are the head's output before it is brought to unit length; kNN and retrieval take the cosine anyway.
+
+    Args:
+        model: what to measure.
+        images: what the imagery is.
+        cells: above 1, each image's cells across and down are pooled apart, as ``Model.embed`` does.
+        shared: only what sensors share, as in ``Model.embed``; of unit length.
 
     Raises:
         SensorError: no tower of the model takes this sensor with these bands.
@@ -106,20 +112,42 @@ def model_encoder(model: Model, images: Images) -> Encoder:
     def embed(pixels: NDArray[Any], gsd_m: NDArray[np.float64], /) -> Features:
         values = torch.from_numpy(normalise(normalization, images, pixels))
         told = np.array([three_digits(float(g)) for g in gsd_m])
-        out = np.zeros((len(pixels), model.dim), dtype=np.float32)
+        out: list[NDArray[np.float32]] = []
+        order: list[NDArray[np.int64]] = []
+        whole = cells == 1 and not shared
         for gsd in np.unique(told):
-            rows = np.flatnonzero(told == gsd)
-            pooled = model.encode_normalised({tower.name: values[rows]}, gsd_m=float(gsd)).pooled[tower.name]
-            out[rows] = pooled.float().cpu().numpy()
-        return out
+            order.append(np.flatnonzero(told == gsd))
+            found = model.encode_normalised({tower.name: values[order[-1]]}, gsd_m=float(gsd))
+            tokens = found.tokens[tower.name]
+            pooled = found.pooled[tower.name] if whole else model.pool_cells(tokens, cells, shared)
+            out.append(pooled.float().cpu().numpy())
+        return np.concatenate(out)[np.argsort(np.concatenate(order))]
 
     config = {
         "model": json.loads(to_json(model.network.config)),
         "tower": tower.name,
         "sensor": images.sensor.id,
         "dtype": str(model.precision.dtype),
-    }
+    } | ({} if cells == 1 and not shared else {"cells": cells, "shared": shared})
     return Encoder(identity=model.identity, config=json.dumps(config, sort_keys=True), embed=embed, reads_gsd=True)
+
+
+def in_cells(encoder: Encoder, cells: int) -> Encoder:
+    """The features of each of an image's cells, each of unit length, one after the other: ``[N, cells²·D]``.
+
+    For encoders that know nothing of cells, so that they are compared with those that do on equal terms. The sides of
+    the images must be multiples of ``cells``.
+    """
+
+    def embed(pixels: NDArray[Any], gsd_m: NDArray[np.float64], /) -> Features:
+        n, c, h, w = pixels.shape
+        cut = pixels.reshape(n, c, cells, h // cells, cells, w // cells).transpose(0, 2, 4, 1, 3, 5)
+        apart = encoder.embed(cut.reshape(-1, c, h // cells, w // cells), np.repeat(gsd_m, cells * cells))
+        length = np.linalg.norm(apart, axis=1, keepdims=True)
+        return np.asarray(apart / np.maximum(length, 1e-12), dtype=np.float32).reshape(n, -1)
+
+    config = json.dumps({"cells": cells, "of": encoder.config}, sort_keys=True)
+    return Encoder(identity=encoder.identity, config=config, embed=embed, reads_gsd=encoder.reads_gsd)
 
 
 def digest(text: str) -> str:

@@ -9,36 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from alidade.evaluation.datasets import DataError, Images, Pairs, Row, read_index
-from alidade.imagery.bands import Band, Encoding, Sensor, Unit
 from alidade.imagery.files import Declared, read
 from alidade.imagery.raster import Raster
 from alidade.imagery.sensors import sensor
 from alidade.imagery.windows import tile_windows
-
-DISPLAY_VH = Sensor(
-    id="display-vh",
-    title="Sentinel-1 VH, 8-bit picture",
-    kind="sar",
-    unit=Unit.DISPLAY,
-    native=Encoding(unit=Unit.DISPLAY),
-    bands=(
-        Band(
-            name="VH",
-            common_name=None,
-            wavelength_um=sensor("sentinel-1-grd").band("VH").wavelength_um,
-            bandwidth_um=None,
-            gsd_m=10.0,
-            mean=111.754,
-            std=47.126,
-            source="esa-s1-grd",
-            statistics_source="s1s2-ca-train",
-        ),
-    ),
-)
-"""Backscatter divided by its scene's 99 % quantile, cut and scaled to 8 bit: no dB, no power, so no Sentinel-1 id.
-
-Mean and deviation are those of all pixels of the 61 California training scenes (``scripts/pair_statistics.py``).
-"""
 
 
 def california_texas(data: Path, split: str, *, window: int = 128, aligned_only: bool = True) -> Pairs:
@@ -73,11 +47,8 @@ def california_texas(data: Path, split: str, *, window: int = 128, aligned_only:
     found = sensor("generic-rgb").with_gsd(10.0)
     optical = [replace(read(folder / halves[n]["opt"]["file"]), sensor=found, bands=found.bands) for n in names]
     # one 8-bit display band is what the file is; that it shows VH only the pack's index knows
-    one_band = Declared(sensor="generic-rgb", bands=("R",))
-    sar = [
-        replace(read(folder / halves[n]["sar"]["file"], one_band), sensor=DISPLAY_VH, bands=DISPLAY_VH.bands)
-        for n in names
-    ]
+    one_band = Declared(sensor="display-vh", bands=("VH",))
+    sar = [read(folder / halves[n]["sar"]["file"], one_band) for n in names]
     kind = "aligned" if aligned_only else "all"
     return Pairs(
         sar=_windows(f"ca-tx-{kind}/{split}", names, sar, window),

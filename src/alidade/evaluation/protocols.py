@@ -15,7 +15,7 @@ from alidade.evaluation.crosssensor import DEPTHS, TO_OPTICAL, TO_SAR, choose_br
 from alidade.evaluation.curves import Point, resolution_curve, size_curve
 from alidade.evaluation.datasets import Images, Pairs, split_hash
 from alidade.evaluation.features import Encoder, Features, digest, features
-from alidade.evaluation.knn import knn_predict
+from alidade.evaluation.knn import knn_predict, unit_rows
 from alidade.evaluation.probe import STRENGTHS, choose_probe, fit_probe, hold_out
 from alidade.evaluation.results import Result, now
 
@@ -85,6 +85,7 @@ def measure_retrieval(
     *,
     fitted_on: Pairs | None = None,
     told_gsd_m: float | None = None,
+    cells: int = 1,
 ) -> Iterator[Result]:
     """Recall at 1 and 10 from radar to optical windows and back, over all windows of ``pairs``.
 
@@ -95,6 +96,7 @@ def measure_retrieval(
         fitted_on: training pairs, to map fixed features of both sensors into one space by canonical correlation
             first; without them the features are compared as they are.
         told_gsd_m: a ground sample distance to tell instead of the true one.
+        cells: what the encoders pool apart across and down, for the condition's name.
     """
 
     def both(of: Pairs) -> tuple[Features, Features]:
@@ -105,12 +107,18 @@ def measure_retrieval(
         )
 
     sar, optical = both(pairs)
-    condition = "as is" if told_gsd_m is None else f"GSD told as {told_gsd_m:g} m"
+    conditions = [f"{cells} x {cells} cells"] if cells > 1 else []
+    conditions += [] if told_gsd_m is None else [f"GSD told as {told_gsd_m:g} m"]
+    condition = ", ".join(conditions) or "as is"
     settings: dict[str, object] = {"told": told_gsd_m}
     name = encoders[1].identity
     if fitted_on is not None:
-        bridge = choose_bridge(*both(fitted_on), fitted_on.sar.labels, share=HELD_OUT, seed=stamp.seed)
-        sar, optical = bridge.apply(sar, optical)
+        # one map for all cells: they are so many more windows of the same kinds of ground
+        known = [values.reshape(len(values) * cells**2, -1) for values in both(fitted_on)]
+        scenes = np.repeat(fitted_on.sar.labels, cells**2)
+        bridge = choose_bridge(known[0], known[1], scenes, share=HELD_OUT, seed=stamp.seed)
+        mapped = bridge.apply(*(values.reshape(len(values) * cells**2, -1) for values in (sar, optical)))
+        sar, optical = (unit_rows(v).reshape(len(pairs.sar), -1).astype(np.float32) for v in mapped)
         settings["ridge"] = bridge.ridge
         # the split is what is reported on, the same for all rows; what a map was fitted to is part of its config
         settings["fitted on"] = split_hash(fitted_on.sar)

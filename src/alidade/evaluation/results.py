@@ -69,12 +69,17 @@ class Result:
 
 
 def append(path: Path, results: Sequence[Result]) -> None:
-    """Add lines to the file, all or none, and sync them to the disk; what a crash tore off before is cut away.
+    """Add results to the file; see ``append_lines``."""
+    append_lines(path, [json.dumps(asdict(r), ensure_ascii=False) for r in results])
+
+
+def append_lines(path: Path, texts: Sequence[str]) -> None:
+    """Add lines to a file, all or none, and sync them to the disk; what a crash tore off before is cut away.
 
     Raises:
         ResultsError: the file cannot be written.
     """
-    lines = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in results).encode()
+    lines = "".join(text + "\n" for text in texts).encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:
@@ -109,9 +114,8 @@ def load(path: Path) -> list[Result]:
             expected="a file of `alidade eval`",
             next_step="Measure something first.",
         )
-    content = path.read_bytes()
     out = []
-    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
+    for number, line in enumerate(whole_lines(path), start=1):
         try:
             out.append(Result(**json.loads(line)))
         except (json.JSONDecodeError, TypeError, ResultsError) as error:
@@ -122,6 +126,12 @@ def load(path: Path) -> list[Result]:
                 next_step="Restore the file from version control; lines are only ever added.",
             ) from None
     return out
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of a file of ``append_lines``, without a last one that was never acknowledged."""
+    content = path.read_bytes()
+    return content[: content.rfind(b"\n") + 1].splitlines()
 
 
 def commit_of(directory: Path) -> str:

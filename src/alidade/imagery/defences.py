@@ -57,12 +57,21 @@ def check_file(path: str | os.PathLike[str], *, allow_jp2: bool) -> tuple[Path, 
         raise _refuse(told, "no such file", "a raster file", "Check the path.")
     if kind != "file":
         raise _refuse(told, f"a {kind}", "a raster file", "Name the files themselves.")
+    return file, driver_of(start, told, allow_jp2=allow_jp2)
+
+
+def driver_of(start: bytes, told: str, *, allow_jp2: bool) -> str:
+    """The one driver that may open a file with these first bytes.
+
+    Raises:
+        RasterError: an empty file, or another format.
+    """
     if not start:
         raise _refuse(told, "an empty file", "a GeoTIFF", "Fetch or write the file again.")
     if start.startswith(_TIFF):
-        return file, "GTiff"
+        return "GTiff"
     if allow_jp2 and start.startswith(_JPEG_2000):
-        return file, "JP2OpenJPEG"
+        return "JP2OpenJPEG"
     expected = "a GeoTIFF or JPEG 2000 file" if allow_jp2 else "a GeoTIFF"
     hint = "If you trust it, convert it: gdal_translate -of COG IN OUT.tif."
     raise _refuse(told, f"a file that starts with {start[:8]!r}", expected, hint)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -22,13 +22,15 @@ from alidade.errors import GridError, RasterError, SensorError
 from alidade.imagery.atomic import atomic_write
 from alidade.imagery.bands import Band, Encoding, Sensor, Unit
 from alidade.imagery.dataset import grid_of, has_data, header_of, sample_windows
-from alidade.imagery.defences import check_file, check_size, check_tags, item_bytes
-from alidade.imagery.gdal import place, quietly, reading
+from alidade.imagery.defences import check_file, check_size, check_tags, driver_of, item_bytes
+from alidade.imagery.gdal import place, quietly, reading, relayed
 from alidade.imagery.grid import Grid
-from alidade.imagery.header import Declared, Header
+from alidade.imagery.header import Catalogued, Declared, Header
 from alidade.imagery.identify import identify
 from alidade.imagery.offset import resolve_offset, weigh
 from alidade.imagery.raster import Raster
+from alidade.imagery.relay import RemoteFile, open_remote
+from alidade.imagery.remote import Door, cut_path, is_address
 from alidade.imagery.windows import Window
 
 __all__ = ["Declared", "RasterFile", "open_raster", "read", "write_geotiff"]
@@ -38,6 +40,8 @@ MAX_READ_BYTES = 8 * 2**30
 
 _NOTHING = Declared()
 _SAMPLE_WINDOWS = 16
+_REMOTE_SAMPLE_WINDOWS = 4
+"""Each costs a request or two; they lie across the scene."""
 
 
 class RasterFile:
@@ -46,7 +50,7 @@ class RasterFile:
     A context manager. One thread at a time may use it, and it need not be the thread that opened it.
 
     Attributes:
-        path: the file.
+        path: the file; of a remote one the address.
         sensor: what took the image.
         bands, encodings: the bands that are read, in file order, and how each one's stored numbers become a
             unit.
@@ -68,12 +72,16 @@ class RasterFile:
     dtype: np.dtype[Any]
     how: dict[str, str]
 
-    def __init__(self, dataset: DatasetReader, told: str, file: Path, declared: Declared) -> None:
+    def __init__(
+        self, dataset: DatasetReader, told: str, file: Path | RemoteFile, declared: Declared, said: Catalogued | None
+    ) -> None:
         self._dataset, self._told = dataset, told
+        self._remote = file if isinstance(file, RemoteFile) else None
         check_tags(dataset, told)
-        check_size(dataset, told, file.stat().st_size)
+        check_size(dataset, told, file.size if isinstance(file, RemoteFile) else file.stat().st_size)
         header = header_of(dataset, told)
-        self.path, self.dtype = file, np.dtype(header.dtype)
+        header = header if said is None else said.over(header)
+        self.path, self.dtype = Path(told) if isinstance(file, RemoteFile) else file, np.dtype(header.dtype)
         rows, cols = dataset.block_shapes[0]
         self.block_shape = (int(rows), int(cols))
         self.grid, self._bottom_up, how_gsd = grid_of(dataset, header, declared)
@@ -96,8 +104,20 @@ class RasterFile:
 
     def close(self) -> None:
         """Close the file; reading is over."""
-        with reading(self._told, None):
+        with self._reading(None):
             self._dataset.close()
+        if self._remote is not None:
+            self._remote.close()
+
+    @contextmanager
+    def _reading(self, window: Window | None) -> Iterator[None]:
+        try:
+            with reading(self._told, window, self._remote.address if self._remote else None):
+                yield
+        except RasterError as error:
+            # why bytes did not come is known here; GDAL only knows that they did not
+            why = self._remote.failure if self._remote is not None else None
+            raise why or error from None
 
     def read(self, window: Window | None = None, bands: Sequence[str] | None = None) -> Raster:
         """Pixels as they are stored: no scale or offset is applied, no overview is used.
@@ -170,12 +190,12 @@ class RasterFile:
         )
 
     def _pixels(self, indexes: Sequence[int], window: Window) -> NDArray[Any]:
-        with reading(self._told, window):
+        with self._reading(window):
             pixels: NDArray[Any] = self._dataset.read(list(indexes), window=self._in_file(window))
         return np.ascontiguousarray(pixels[:, ::-1]) if self._bottom_up else pixels
 
     def _mask(self, window: Window) -> NDArray[np.bool_]:
-        with reading(self._told, window):
+        with self._reading(window):
             mask: NDArray[np.bool_] = self._dataset.read_masks(1, window=self._in_file(window)) != 0
         return mask[::-1].copy() if self._bottom_up else mask
 
@@ -211,11 +231,14 @@ class RasterFile:
             return "The bands' metadata hold it." if header.scaled else "It is that of this sensor's files."
         scale = self.encodings[measured[0]].scale
         parts: list[Raster] = []
-        for window in sample_windows(self.grid.height, self.grid.width, self.block_shape):
+        windows, enough = sample_windows(self.grid.height, self.grid.width, self.block_shape), _SAMPLE_WINDOWS
+        if self._remote is not None:
+            windows, enough = windows[::5], _REMOTE_SAMPLE_WINDOWS
+        for window in windows:
             part = self._read_inside(window, measured)
             if part.valid.any():
                 parts.append(part)
-            if len(parts) == _SAMPLE_WINDOWS:
+            if len(parts) == enough:
                 break
         counts = {
             self.bands[place].name: np.concatenate([p.pixels[i][p.valid] for p in parts] or [np.empty(0)])
@@ -231,29 +254,50 @@ class RasterFile:
         return sentence
 
 
-def open_raster(path: str | os.PathLike[str], declared: Declared = _NOTHING, *, allow_jp2: bool = False) -> RasterFile:
+def open_raster(
+    path: str | os.PathLike[str],
+    declared: Declared = _NOTHING,
+    *,
+    allow_jp2: bool = False,
+    door: Door | None = None,
+    said: Catalogued | None = None,
+) -> RasterFile:
     """Open a GeoTIFF after checking that it is safe to read and that it is known what it means.
 
     Args:
-        path: a local file.
+        path: a local file; with a door, an http address, too.
         declared: what the file does not say itself.
         allow_jp2: also open JPEG 2000, a format whose decoder has a longer record of faults.
+        door: which hosts may be asked; without one no address is opened.
+        said: what a catalogue says about the file.
 
     Raises:
         RasterError: missing, damaged, of another format, or a danger.
         SensorError: sensor, bands, unit or a Sentinel-2 offset cannot be told.
         GridError: CRS or ground sample distance is missing or absurd.
     """
-    told = os.fspath(path)
-    file, driver = check_file(path, allow_jp2=allow_jp2)
-    with reading(told, None), quietly():
-        # the place on the ground comes from the file itself, not from a side file
-        options = {"GEOREF_SOURCES": "INTERNAL"} if driver == "GTiff" else {}
-        dataset = rasterio.open(file, driver=driver, **options)
-        with ExitStack() as on_error:
-            on_error.callback(dataset.close)
-            opened = RasterFile(dataset, told, file, declared)
-            on_error.pop_all()
+    told = cut_path(path)
+    file: Path | RemoteFile
+    with ExitStack() as on_error:
+        if door is not None and is_address(os.fspath(path)):
+            remote = open_remote(os.fspath(path), door)
+            on_error.callback(remote.close)
+            file, name, address = remote, relayed(remote.address), remote.address
+            driver = driver_of(remote.start, told, allow_jp2=allow_jp2)
+        else:
+            file, driver = check_file(path, allow_jp2=allow_jp2)
+            name, address = str(file), None
+        try:
+            with reading(told, None, address), quietly():
+                # the place on the ground comes from the file itself, not from a side file
+                options = {"GEOREF_SOURCES": "INTERNAL"} if driver == "GTiff" else {}
+                dataset = rasterio.open(name, driver=driver, **options)
+                on_error.callback(dataset.close)
+                opened = RasterFile(dataset, told, file, declared, said)
+        except RasterError as error:
+            why = file.failure if isinstance(file, RemoteFile) else None
+            raise why or error from None
+        on_error.pop_all()
     return opened
 
 

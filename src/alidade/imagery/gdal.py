@@ -28,13 +28,27 @@ _GDAL = {
 _DAMAGED = "The file is damaged or cut short: fetch it again, or check it with gdalinfo -checksum."
 
 
+_RELAYED = {
+    # never through a proxy: the address is on this machine
+    "GDAL_HTTP_PROXY": "",
+    "CPL_VSIL_CURL_CHUNK_SIZE": "65536",
+    "GDAL_HTTP_MAX_RETRY": "0",
+}
+
+
+def relayed(address: str) -> str:
+    """GDAL's name of a file on the relay."""
+    return f"/vsicurl/{address}"
+
+
 @contextmanager
-def reading(told: str, window: Window | None) -> Iterator[None]:
+def reading(told: str, window: Window | None, address: str | None = None) -> Iterator[None]:
     """GDAL's settings for the time of one call, and its errors as ours.
 
     Args:
         told: the file as the user named it.
         window: what is being read, ``None`` for the header.
+        address: of the file on the relay; the only address that GDAL may open.
 
     Raises:
         RasterError: GDAL could not do it.
@@ -44,7 +58,9 @@ def reading(told: str, window: Window | None) -> Iterator[None]:
     if not log.handlers:
         log.addHandler(logging.NullHandler())
     try:
-        with rasterio.Env(**_GDAL):
+        # where it is set, this one name goes before the list of extensions
+        one = {} if address is None else {**_RELAYED, "CPL_VSIL_CURL_ALLOWED_FILENAME": relayed(address)}
+        with rasterio.Env(**_GDAL, **one):
             yield
     except AlidadeError:
         raise

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
+from alidade.errors import RasterError
 from alidade.imagery.bands import Band, Encoding, Sensor, Unit
 
 
@@ -57,6 +58,48 @@ class Header:
     def scaled(self) -> bool:
         """Whether the file gives scale and offset. GDAL reports 1 and 0 for files that do not."""
         return any(s != 1 for s in self.scales) or any(o != 0 for o in self.offsets)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Catalogued:
+    """What a catalogue says about a file; it goes before what the file says, and after what the user says.
+
+    Attributes:
+        bands: one name per band in file order.
+        tags: as if the file had them, such as ``ALIDADE_SENSOR`` or ``BOA_ADD_OFFSET``.
+        scales, offsets: one per band, 1 and 0 where the sensor's usual encoding or a tag holds; ``None`` leaves the
+            file's own.
+        nodata: the stored number that stands for no data; ``None`` leaves the file's own.
+        unit: of all bands, ``None`` leaves the file's own.
+    """
+
+    bands: tuple[str, ...]
+    tags: Mapping[str, str] = field(hash=False)
+    scales: tuple[float, ...] | None = None
+    offsets: tuple[float, ...] | None = None
+    nodata: float | None = None
+    unit: str | None = None
+
+    def over(self, header: Header) -> Header:
+        """The header with the catalogue's words in it.
+
+        Raises:
+            RasterError: the file has another number of bands.
+        """
+        if header.count != len(self.bands):
+            raise RasterError(
+                f"{header.path}: bands", got=str(header.count), expected=f"{len(self.bands)}, as the catalogue says",
+                next_step="Tell the catalogue's owner, or download the file and declare its bands.",
+            )  # fmt: skip
+        return replace(
+            header,
+            descriptions=self.bands,
+            tags={**header.tags, **self.tags},
+            scales=header.scales if self.scales is None else self.scales,
+            offsets=header.offsets if self.offsets is None else self.offsets,
+            nodata=header.nodata if self.nodata is None else self.nodata,
+            units=header.units if self.unit is None else (self.unit,) * header.count,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -229,15 +229,20 @@ def _unit(header: Header, declared: Declared, found: Sensor) -> tuple[Unit, str]
         told, how = _UNITS.get(text.strip().casefold()), "The file's ALIDADE_UNIT tag names it."
         if told is None:
             raise _unit_error(header.path, found, f"the tag ALIDADE_UNIT={text!r}")
-    elif found.kind == "sar":
+    elif needs_unit(found):
         told, how = _radar_unit(header), "The file's band descriptions or band units name it."
-    if found.kind == "sar":
+    if needs_unit(found):
         if told not in (Unit.DB, Unit.POWER):
             raise _unit_error(header.path, found, "nothing that tells" if told is None else str(told))
         return told, how
     if told not in (None, found.native.unit):
         raise _unit_error(header.path, found, str(told))
     return found.native.unit, how or "It is the unit of this sensor's files."
+
+
+def needs_unit(found: Sensor) -> bool:
+    """Whether files of this sensor come in several units: radar in dB or power; pictures of it are just pictures."""
+    return found.kind == "sar" and found.unit is Unit.DB
 
 
 def _radar_unit(header: Header) -> Unit | None:

@@ -41,6 +41,10 @@ _ACCEPTED = {
 }
 
 
+_BLOCK = 2**18
+"""Bytes of decoded values that all passes go over before the next are read: they stay in a core's cache."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Normalization:
     """Fixed statistics that turn a raster into a model's input; saved as JSON beside the weights.
@@ -139,22 +143,48 @@ class Normalization:
         if not len(encodings) == pixels.shape[1] == len(self.bands):
             raise _refuse(f"{pixels.shape[1]} channels and {len(encodings)} encodings", f"{len(self.bands)} of each")
         self._check_units(encodings, source)
-        values = self._decode(pixels, encodings, source)
-        power = [e.unit is Unit.POWER for e in encodings]
-        good = valid & np.isfinite(values).all(axis=1) & (values[:, power] > 0).all(axis=1)
-        bad = ~good[:, None]
-        np.copyto(values, np.float32(0.0), where=bad)
-        for band in np.flatnonzero(power):
-            np.log10(values[:, band], out=values[:, band], where=good)
-            values[:, band] *= 10.0
+        values = np.empty(pixels.shape, dtype=np.float32)
+        good = np.empty(valid.shape, dtype=np.bool_)
+        rows = max(1, _BLOCK // max(1, values[:1, :, :1].nbytes))
+        # overflow of nodata such as -1.8e308 is no harm, as such a pixel is not good
+        with np.errstate(over="ignore", invalid="ignore"):
+            for image in range(len(pixels)):
+                for top in range(0, pixels.shape[2], rows):
+                    part = np.s_[image, ..., top : top + rows, :]
+                    self._apply_block(pixels[part], valid[part], encodings, source, values[part], good[part])
+        return values, good
+
+    def _apply_block(
+        self,
+        pixels: NDArray[Any],
+        valid: NDArray[np.bool_],
+        encodings: Sequence[Encoding],
+        source: str,
+        values: NDArray[np.float32],
+        good: NDArray[np.bool_],
+    ) -> None:
+        """``[C, R, W]`` stored numbers into ``values`` and ``good`` ``[R, W]``, all passes while they are in cache."""
+        self._decode(pixels, encodings, source, values)
+        np.copyto(good, valid)
+        if not _surely_finite(pixels.dtype, encodings):
+            np.logical_and(good, np.isfinite(values).all(axis=0), out=good)
+        power = [channel for channel, e in enumerate(encodings) if e.unit is Unit.POWER]
+        for channel in power:
+            np.logical_and(good, values[channel] > 0, out=good)
+        bad = None if good.all() else ~good
+        if bad is not None:
+            np.copyto(values, np.float32(0.0), where=bad)
+        for channel in power:
+            np.log10(values[channel], out=values[channel], where=good)
+            values[channel] *= 10.0
         np.maximum(values, np.float32(_FLOORS[self.unit]), out=values)
         shift, scale = self._shift_and_scale()
         values -= shift
         values /= scale
         if self.method == "two-sigma":
             np.clip(values, 0.0, 1.0, out=values)
-        np.copyto(values, np.float32(0.0), where=bad)
-        return values, good
+        if bad is not None:
+            np.copyto(values, np.float32(0.0), where=bad)
 
     def undo(self, normalized: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         """Values ``[C, H, W]`` in ``unit`` for normalised ones; what a floor or a clip cut off stays lost."""
@@ -211,24 +241,31 @@ class Normalization:
             if encoding.unit not in accepted:
                 raise _wrong_unit(source, band, encoding, accepted)
 
-    def _decode(self, pixels: NDArray[Any], encodings: Sequence[Encoding], source: str) -> NDArray[np.float32]:
-        """``stored · scale + offset`` of ``[B, C, H, W]``, as ``Raster.physical`` has it."""
-        # nodata such as -1.8e308 overflows float32, which is no harm as such a pixel is not good
-        with np.errstate(over="ignore", invalid="ignore"):
-            values = pixels.astype(np.float32)
-            for channel, (band, encoding) in enumerate(zip(self.bands, encodings, strict=True)):
-                if encoding.offset is None:
-                    raise SensorError(
-                        f"{source}: offset of band {band}",
-                        got="none in the file",
-                        expected="the number to add after scaling (Sentinel-2: 0 before baseline 04.00, -0.1 since)",
-                        next_step="Pass it with --offset (in Python: Declared(offset=...)).",
-                    )
-                if encoding.scale != 1.0:
-                    values[:, channel] *= np.float32(encoding.scale)
-                if encoding.offset != 0.0:
-                    values[:, channel] += np.float32(encoding.offset)
-        return values
+    def _decode(
+        self, pixels: NDArray[Any], encodings: Sequence[Encoding], source: str, values: NDArray[np.float32]
+    ) -> None:
+        """``stored · scale + offset`` of ``[C, R, W]`` into ``values``, as ``Raster.physical`` has it."""
+        np.copyto(values, pixels, casting="unsafe")
+        for channel, (band, encoding) in enumerate(zip(self.bands, encodings, strict=True)):
+            if encoding.offset is None:
+                raise SensorError(
+                    f"{source}: offset of band {band}",
+                    got="none in the file",
+                    expected="the number to add after scaling (Sentinel-2: 0 before baseline 04.00, -0.1 since)",
+                    next_step="Pass it with --offset (in Python: Declared(offset=...)).",
+                )
+            if encoding.scale != 1.0:
+                values[channel] *= np.float32(encoding.scale)
+            if encoding.offset != 0.0:
+                values[channel] += np.float32(encoding.offset)
+
+
+def _surely_finite(dtype: np.dtype[Any], encodings: Sequence[Encoding]) -> bool:
+    """Whether no stored number of this type can decode to an infinity or NaN, so that none needs to be looked for."""
+    if dtype.kind not in "iub":
+        return False
+    most = 1.0 if dtype.kind == "b" else float(max(-int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)))
+    return all(most * abs(e.scale) + abs(e.offset or 0.0) < np.finfo(np.float32).max / 2 for e in encodings)
 
 
 def _wrong_unit(source: str, band: str, encoding: Encoding, accepted: tuple[Unit, ...]) -> SensorError:

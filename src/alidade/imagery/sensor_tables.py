@@ -83,6 +83,11 @@ SOURCES: dict[str, str] = {
         "Computed by scripts/sensor_statistics.py over all pixels of the 1,680 training images of UC "
         "Merced Land Use (Y. Yang, S. Newsam, ACM GIS 2010), decoded from a JPEG copy."
     ),
+    "not-measured-8-bit": ("Not measured: the middle of the 8-bit range and a quarter of it."),
+    "s1s2-ca-train": (
+        "Computed by scripts/pair_statistics.py over all pixels of the 61 California training scenes of the "
+        "Sentinel-1 and Sentinel-2 pairs (set s1s2_ca_tx)."
+    ),
 }
 
 SPEED_OF_LIGHT_UM_GHZ = 299_792.458
@@ -187,6 +192,14 @@ GENERIC_RGB: DisplayRows = (
     ("G", "green", 510, 600, 125.920, 50.988),
     ("B", "blue", 450, 530, 115.591, 49.908),
 )
+
+# Backscatter divided by its scene's 99 % quantile, cut and scaled to 8 bit: no dB, no power, so a sensor of its own.
+# Mean and deviation of all pixels of the 61 California training scenes (scripts/pair_statistics.py).
+DISPLAY_VH = {"VH": (111.754, 47.126)}
+
+# 8-bit pictures of linear amplitude (Scale-ALiBi's archives): clip(DN / 1000, 0, 1) times 256. The figures are the
+# middle of the range and a quarter of it.
+DISPLAY_SAR = {"VV": (127.5, 64.0), "VH": (127.5, 64.0)}
 
 # Names of the STAC eo v1.1 table that a wavelength alone can settle: the wide ones (pan, rededge, nir,
 # lwir) and the sub-ranges of green need the width as well.

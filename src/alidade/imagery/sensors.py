@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from alidade.errors import SensorError
 from alidade.imagery import sensor_tables as tables
@@ -28,7 +29,7 @@ def nearest_band(bands: Iterable[Band], wavelength_um: float) -> Band:
 def _sentinel_1(
     identifier: str, title: str, measured: dict[str, tuple[float, float]], source: str, statistics: str
 ) -> Sensor:
-    analogous = {name: measured[like] for name, like in tables.S1_ANALOGUE.items()}
+    analogous = {name: measured[like] for name, like in tables.S1_ANALOGUE.items() if like in measured}
     bands = tuple(
         Band(
             name=name,
@@ -70,6 +71,12 @@ def _sentinel_2(identifier: str, title: str, statistics: dict[str, tuple[float, 
         native=Encoding(unit=Unit.REFLECTANCE, scale=1e-4, offset=None, nodata=0),
         bands=bands,
     )
+
+
+def _radar_picture(identifier: str, title: str, rows: dict[str, tuple[float, float]], statistics: str) -> Sensor:
+    radar = _sentinel_1(identifier, title, rows, "esa-s1-grd", statistics)
+    bands = tuple(b for b in radar.bands if b.name in rows)
+    return replace(radar, unit=Unit.DISPLAY, native=Encoding(unit=Unit.DISPLAY), bands=bands)
 
 
 _S2_L2A = _sentinel_2("sentinel-2-l2a", "Sentinel-2 MSI Level-2A (surface reflectance)", tables.S2_L2A)
@@ -149,6 +156,8 @@ SENSORS: dict[str, Sensor] = {
         _display("naip-rgb", "USDA NAIP, natural colour", tables.NAIP[:3], 0.6, "naip-ads100", "clay-naip"),
         _display("naip-rgbn", "USDA NAIP, four bands", tables.NAIP, 0.6, "naip-ads100", "clay-naip"),
         _display("generic-rgb", "8-bit RGB", tables.GENERIC_RGB, 0.3, "stac-eo-rgb", "ucmerced-train"),
+        _radar_picture("display-vh", "Sentinel-1 VH, 8-bit picture", tables.DISPLAY_VH, "s1s2-ca-train"),
+        _radar_picture("display-sar", "Sentinel-1 VV and VH, 8-bit picture", tables.DISPLAY_SAR, "not-measured-8-bit"),
     )
 }
 

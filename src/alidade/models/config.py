@@ -21,6 +21,8 @@ class TowerConfig:
         depth: transformer layers (ignored when the model shares one trunk).
         patch: patch side in pixels.
         normalizations: fixed statistics by sensor id. Their sensors are those that the tower accepts.
+        stem: channels of the 4 x 4 convolutions that each patch passes, by itself, before the linear layer; each
+            halves the patch's side. With none the linear layer sees the pixels.
     """
 
     name: str
@@ -28,6 +30,7 @@ class TowerConfig:
     depth: int
     patch: int
     normalizations: dict[str, Normalization]
+    stem: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +60,13 @@ class ScaleAlibiConfig:
         fusion_depth: layers of the fusion encoder; 0 for none.
         position: how attention knows places.
         decoder: for masked reconstruction; None for inference-only models.
+        pooling: ``"mean"`` of the valid tokens, or ``"mean-std"``: their mean and standard deviation, side by side.
         mlp_head: whether pooled features pass a LayerNorm and a two-layer MLP (CROMA's GAP-FFN), or one linear layer.
+        dim: length of the embedding; ``width`` when None. Other than ``width`` it needs the linear head.
         tile: preferred tile side in pixels for archives.
         aligned: whether training has made vectors of different sensors comparable.
+        shared: how many of an embedding's numbers, the first ones, say what other sensors see too; None for all. The
+            others tell images of one sensor apart and are noise between sensors.
     """
 
     name: str
@@ -70,9 +77,12 @@ class ScaleAlibiConfig:
     fusion_depth: int = 0
     position: PositionConfig
     decoder: DecoderConfig | None = None
+    pooling: str = "mean"
     mlp_head: bool = True
+    dim: int | None = None
     tile: int
     aligned: bool = False
+    shared: int | None = None
 
 
 def to_json(config: ScaleAlibiConfig) -> str:
@@ -95,6 +105,7 @@ def from_json(text: str, origin: str) -> ScaleAlibiConfig:
                 t
                 | {
                     "bands": tuple(t["bands"]),
+                    "stem": tuple(t["stem"]),
                     "normalizations": {
                         k: Normalization.from_json(json.dumps(v)) for k, v in t["normalizations"].items()
                     },

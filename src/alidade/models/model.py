@@ -67,7 +67,7 @@ class Model:
     @property
     def dim(self) -> int:
         """Length of an embedding."""
-        return self.network.config.width
+        return self.network.config.dim or self.network.config.width
 
     @property
     def tile(self) -> int:
@@ -109,23 +109,30 @@ class Model:
         """
         return self._encode([self._prepare(raster)])
 
-    def embed(self, rasters: Raster | Iterable[Raster], *, batch_size: int = 16) -> NDArray[np.float32]:
-        """One unit vector per raster, ``[N, D]`` float32; rasters of equal kind, size and GSD share a batch.
+    def embed(
+        self, rasters: Raster | Iterable[Raster], *, batch_size: int = 16, cells: int = 1, shared: bool = False
+    ) -> NDArray[np.float32]:
+        """One unit vector per raster, ``[N, cells²·D]`` float32; rasters of equal kind, size and GSD share a batch.
 
         Images with holes have a bias table each, so they are batched apart and in smaller batches.
 
         Args:
             rasters: one, or several in any order; all are held in memory.
             batch_size: most rasters computed at once.
+            cells: parts across and down that are pooled apart, row by row. One part describes what there is, more
+                also where: for finding the very same ground again, seen in the same orientation.
+            shared: only what sensors share (``config.shared`` numbers a cell), to compare different sensors.
 
         Raises:
-            ModelError: a batch size below 1.
+            ModelError: a batch size or a number of cells below 1.
             The errors of ``encode``; the first raster that fails stops the call.
         """
         if batch_size < 1:
             raise ModelError("batch size", got=batch_size, expected="1 or more", next_step="Choose another.")
         items = [self._prepare(r) for r in ([rasters] if isinstance(rasters, Raster) else rasters)]
-        out = np.zeros((len(items), self.dim), dtype=np.float32)
+        if cells < 1:
+            raise ModelError("cells", got=cells, expected="1 or more", next_step="Choose another.")
+        out = np.zeros((len(items), cells * cells * self._length(shared)), dtype=np.float32)
         groups: dict[tuple[str, tuple[int, ...], tuple[float, float], bool], list[int]] = {}
         for index, item in enumerate(items):
             whole = bool(item.valid.all())
@@ -135,9 +142,24 @@ class Model:
             for start in range(0, len(group), step):
                 part = group[start : start + step]
                 with torch.inference_mode():
-                    pooled = self.network.pool(self._encode([items[i] for i in part]))
-                    out[part] = F.normalize(pooled.float(), dim=-1).cpu().numpy()
+                    out[part] = self.pool_cells(self._encode([items[i] for i in part]), cells, shared).cpu().numpy()
         return out
+
+    def pool_cells(self, tokens: Tokens, cells: int, shared: bool = False) -> Tensor:
+        """One unit vector per image, ``[B, cells²·D]`` float32: those of its cells, row by row, one after the other.
+
+        Args:
+            tokens: of ``encode``.
+            cells: across and down.
+            shared: see ``embed``.
+        """
+        length = self._length(shared)
+        with torch.inference_mode():
+            parts = [self.network.pool(cell).float()[:, :length] for cell in tokens.cells(cells)]
+            return torch.cat([F.normalize(part, dim=-1) for part in parts], dim=-1) / cells
+
+    def _length(self, shared: bool) -> int:
+        return (self.network.config.shared or self.dim) if shared else self.dim
 
     def encode_normalised(
         self, inputs: dict[str, Tensor], *, gsd_m: float, valid: dict[str, Tensor] | None = None

@@ -12,7 +12,7 @@ from alidade.models.model import Model
 from alidade.models.weights import load_model
 
 SHIPPED = Path(__file__).parents[1] / "weights"
-DEFAULT = "alidade-standin"
+DEFAULT = "alidade-tiny"
 CROMA_SIZES = {size.name: size for size in (croma.BASE, croma.LARGE)}
 
 

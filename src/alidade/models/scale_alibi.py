@@ -17,6 +17,9 @@ from alidade.models.encoder import FeedForward, PatchEmbed, Trunk, pad_to_patche
 from alidade.models.positions import PositionConfig, Positions, sincos
 from alidade.models.tokens import Places, Tokens, grid_places
 
+POOLED = {"mean": 1, "mean-std": 2}
+"""Ways to pool tokens, and how many numbers a feature becomes."""
+
 
 class Projection(nn.Linear):
     """A linear layer that starts as the identity."""
@@ -28,19 +31,35 @@ class Projection(nn.Linear):
 
 
 class Head(nn.Module):
-    """What follows the mean over valid tokens: LayerNorm and a perceptron (CROMA's GAP-FFN), or one linear layer.
+    """What follows pooling over valid tokens: LayerNorm and a perceptron (CROMA's GAP-FFN), or one linear layer.
 
-    The linear one starts as the identity; a recipe without a contrastive objective can set it in closed form.
+    The linear one starts as the identity; a recipe can set it in closed form.
+
+    Raises:
+        ModelError: an unknown pooling, or a perceptron that would have to change the length.
     """
 
-    def __init__(self, width: int, *, mlp: bool) -> None:
+    def __init__(self, width: int, *, mlp: bool, pooling: str = "mean", dim: int | None = None) -> None:
         super().__init__()
-        self.layers: nn.Module = FeedForward(width) if mlp else Projection(width, width)
+        if pooling not in POOLED or (mlp and (pooling != "mean" or dim not in (None, width))):
+            raise ModelError(
+                "head of a tower",
+                got=f"pooling {pooling!r}, length {dim or width}, perceptron {mlp}",
+                expected=f"pooling {' or '.join(POOLED)}; the perceptron only with the mean and length {width}",
+                next_step="Choose the linear head (mlp_head=False), or other values.",
+            )
+        self.pooling = pooling
+        self.layers: nn.Module = FeedForward(width) if mlp else Projection(width * POOLED[pooling], dim or width)
 
     def forward(self, tokens: Tokens) -> Tensor:
-        """Pooled features ``[B, D]``, not normalised."""
-        out: Tensor = self.layers(tokens.mean())
+        """Embedding ``[B, D]``, not normalised."""
+        out: Tensor = self.layers(self.pooled(tokens))
         return out
+
+    def pooled(self, tokens: Tokens) -> Tensor:
+        """What the layers are given, ``[B, width]`` or ``[B, 2 width]``."""
+        mean = tokens.mean()
+        return mean if self.pooling == "mean" else torch.cat([mean, tokens.std()], dim=-1)
 
 
 class Decoder(nn.Module):
@@ -93,13 +112,15 @@ class ScaleAlibi(nn.Module):
         self.attention_backend: str | None = None
         self._latest: tuple[Places, Places, tuple[str | None, torch.dtype, bool], Geometry] | None = None
         width, heads, shared = config.width, config.heads, config.shared_depth
-        self.patches = nn.ModuleDict({t.name: PatchEmbed(len(t.bands), t.patch, width) for t in config.towers})
+        self.patches = nn.ModuleDict({t.name: PatchEmbed(len(t.bands), t.patch, width, t.stem) for t in config.towers})
         self.trunks = nn.ModuleDict(
             {"shared": Trunk(width, heads, shared)}
             if shared is not None
             else {t.name: Trunk(width, heads, t.depth) for t in config.towers}
         )
-        self.heads = nn.ModuleDict({t.name: Head(width, mlp=config.mlp_head) for t in config.towers})
+        self.heads = nn.ModuleDict(
+            {t.name: Head(width, mlp=config.mlp_head, pooling=config.pooling, dim=config.dim) for t in config.towers}
+        )
         self.fusion = Trunk(width, heads, config.fusion_depth, cross=True) if config.fusion_depth else None
         self.decoder = Decoder(config.decoder, width, config.towers) if config.decoder else None
 
@@ -139,7 +160,7 @@ class ScaleAlibi(nn.Module):
         )
 
     def embed_patches(
-        self, name: str, pixels: Tensor, valid: Tensor, gsd_m: tuple[float, float], days: Tensor
+        self, name: str, pixels: Tensor, valid: Tensor, gsd_m: tuple[float, float] | Tensor, days: Tensor
     ) -> Tokens:
         """Patch features with places, before any attention.
 
@@ -147,7 +168,7 @@ class ScaleAlibi(nn.Module):
             name: the tower.
             pixels: ``[B, C, H, W]`` normalised; sides are padded to whole patches.
             valid: ``[B, H, W]`` bool; see ``encoder.patch_validity`` for which tokens count.
-            gsd_m: true ground metres per pixel ``(x, y)``.
+            gsd_m: true ground metres per pixel ``(x, y)``, of all images, or of each: ``[B, 2]``.
             days: ``[B]``.
         """
         tower = self.tower(name)
@@ -256,11 +277,18 @@ def same(a: Places, b: Places) -> bool:
 
 
 def initialise(model: ScaleAlibi, seed: int) -> None:
-    """All initial values in one place: linear layers and mask tokens normal (std 0.02), projections the identity."""
+    """All initial values in one place.
+
+    Linear layers and mask tokens are normal (std 0.02), projections the identity, convolutions as He et al. 2015.
+    """
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.Linear) and not isinstance(module, Projection):
             nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     if model.decoder is not None:

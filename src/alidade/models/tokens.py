@@ -80,6 +80,28 @@ class Tokens:
         weight = self.places.valid.to(torch.float32).unsqueeze(-1)
         return (self.features.to(torch.float32) * weight).sum(1) / weight.sum(1).clamp(min=1)
 
+    def std(self) -> Tensor:
+        """Standard deviation over valid tokens ``[B, D]`` in float32; 0.001 for a sample with one or none."""
+        weight = self.places.valid.to(torch.float32).unsqueeze(-1)
+        off = (self.features.to(torch.float32) - self.mean().unsqueeze(1)) * weight
+        # the root has no slope at zero: a sample of equal tokens would give NaN gradients
+        return (off.square().sum(1) / weight.sum(1).clamp(min=1) + 1e-6).sqrt()
+
+    def cells(self, across: int) -> list[Tokens]:
+        """The same tokens ``across**2`` times, each time with one cell of the image valid; cells row by row.
+
+        Cells divide the ground that the tokens' footprints cover into equal parts; a token belongs where its centre
+        lies.
+        """
+        low = (self.places.centres - self.places.footprint / 2).amin(dim=1, keepdim=True)
+        high = (self.places.centres + self.places.footprint / 2).amax(dim=1, keepdim=True)
+        cell = ((self.places.centres - low) / (high - low) * across).floor().clamp(0, across - 1)
+        number = cell[..., 1] * across + cell[..., 0]
+        return [
+            replace(self, places=self.places._replace(valid=self.places.valid & (number == n)))
+            for n in range(across * across)
+        ]
+
 
 def take(values: Tensor, ids: Tensor) -> Tensor:
     """Rows ``ids`` ``[B, K]`` of ``values`` ``[B, N, ...]``."""
@@ -91,26 +113,22 @@ def gather_places(places: Places, ids: Tensor) -> Places:
     return Places(*(take(part, ids) for part in places))
 
 
-def grid_places(rows: int, cols: int, patch: int, gsd_m: tuple[float, float], batch: int = 1) -> Places:
+def grid_places(rows: int, cols: int, patch: int, gsd_m: tuple[float, float] | Tensor, batch: int = 1) -> Places:
     """Places of a ``rows × cols`` grid of patches, row-major, all valid, with the image's centre as origin.
 
     Args:
         rows: patches down.
         cols: patches across.
         patch: patch side in pixels.
-        gsd_m: true ground metres per pixel ``(x, y)``.
-        batch: number of samples that share the grid.
+        gsd_m: true ground metres per pixel ``(x, y)``, of all samples, or of each: ``[B, 2]``.
+        batch: number of samples.
     """
-    step_x, step_y = patch * gsd_m[0], patch * gsd_m[1]
-    y = (torch.arange(rows, dtype=torch.float32) - (rows - 1) / 2) * step_y
-    x = (torch.arange(cols, dtype=torch.float32) - (cols - 1) / 2) * step_x
-    centres = torch.stack([x.repeat(rows), y.repeat_interleave(cols)], dim=-1)
+    step = patch * torch.as_tensor(gsd_m, dtype=torch.float32).reshape(-1, 1, 2)
+    y = torch.arange(rows, dtype=torch.float32) - (rows - 1) / 2
+    x = torch.arange(cols, dtype=torch.float32) - (cols - 1) / 2
+    centres = torch.stack([x.repeat(rows), y.repeat_interleave(cols)], dim=-1) * step
     n = rows * cols
-    return Places(
-        centres.expand(batch, n, 2),
-        torch.tensor([step_x, step_y], dtype=torch.float32).expand(batch, n, 2),
-        torch.ones(batch, n, dtype=torch.bool),
-    )
+    return Places(centres.expand(batch, n, 2), step.expand(batch, n, 2), torch.ones(batch, n, dtype=torch.bool))
 
 
 def concatenate(parts: list[Tokens]) -> Tokens:

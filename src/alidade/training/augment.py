@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from alidade.errors import ModelError
-from alidade.training.reconstruct import coarsen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,14 +20,14 @@ class View:
     Attributes:
         pixels: ``[B, C, S, S]`` float32; zeros where absent.
         valid: ``[B, S, S]`` bool.
-        gsd_m: true ground metres per pixel ``(x, y)`` of all of them.
+        gsd_m: true ground metres per pixel ``(x, y)``, of all of them, or of each: ``[B, 2]`` float32.
         present: ``[B]`` bool.
         days: ``[B]`` float64, days since 2000-01-01 UTC or NaN.
     """
 
     pixels: Tensor
     valid: Tensor
-    gsd_m: tuple[float, float]
+    gsd_m: tuple[float, float] | Tensor
     present: Tensor
     days: Tensor
 
@@ -36,8 +36,8 @@ def turn(views: dict[str, View], rng: np.random.Generator) -> dict[str, View]:
     """Quarter turns and mirrors, each sample's own, the same for all its views: they show one ground."""
     count = len(next(iter(views.values())).present)
     turns, mirrors = rng.integers(4, size=count), rng.integers(2, size=count).astype(bool)
-    if any(view.gsd_m[0] != view.gsd_m[1] for view in views.values()):
-        # a quarter turn would swap axes of different ground length
+    if any(isinstance(v.gsd_m, tuple) and v.gsd_m[0] != v.gsd_m[1] for v in views.values()):
+        # a quarter turn would swap axes of different ground length, and one pair of numbers is told for all
         turns = 2 * (turns // 2)
     return {name: _turned(view, turns, mirrors) for name, view in views.items()}
 
@@ -51,7 +51,10 @@ def _turned(view: View, turns: NDArray[np.int64], mirrors: NDArray[np.bool_]) ->
                 for store in (pixels, valid):
                     part = torch.rot90(store[ids], quarter, dims=(-2, -1))
                     store[ids] = part.flip(-1) if mirror else part
-    return View(pixels=pixels, valid=valid, gsd_m=view.gsd_m, present=view.present, days=view.days)
+    gsd = view.gsd_m
+    if isinstance(gsd, Tensor):
+        gsd = torch.where(torch.from_numpy(turns % 2 == 1)[:, None], gsd.flip(-1), gsd)
+    return View(pixels=pixels, valid=valid, gsd_m=gsd, present=view.present, days=view.days)
 
 
 def crop(view: View, side: int, rng: np.random.Generator) -> View:
@@ -84,8 +87,32 @@ def coarser(view: View, factor: int) -> View:
     if factor == 1:
         return view
     pixels, valid = coarsen(view.pixels, view.valid, factor)
-    gx, gy = view.gsd_m
-    return View(pixels=pixels, valid=valid, gsd_m=(gx * factor, gy * factor), present=view.present, days=view.days)
+    gsd = view.gsd_m
+    scaled = gsd * factor if isinstance(gsd, Tensor) else (gsd[0] * factor, gsd[1] * factor)
+    return View(pixels=pixels, valid=valid, gsd_m=scaled, present=view.present, days=view.days)
+
+
+def coarsen(pixels: Tensor, valid: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """Area average over valid pixels: ``[B, C, H, W]`` and ``[B, H, W]`` to a ``factor``-th of the sides.
+
+    A coarse pixel is valid when at least half of its fine pixels are; pixels that are not are 0.
+
+    Raises:
+        ModelError: a side that the factor does not divide. A remainder cut off would move the image's centre, which
+            all views of a sample share as their origin.
+    """
+    height, width = valid.shape[-2:]
+    if height % factor or width % factor:
+        raise ModelError(
+            "coarser training view",
+            got=f"{height} x {width} px by {factor}",
+            expected="sides that the factor divides",
+            next_step="Crop first, or choose another factor.",
+        )
+    share = F.avg_pool2d(valid.float().unsqueeze(1), factor)
+    mean = F.avg_pool2d(pixels * valid.unsqueeze(1), factor) / share.clamp(min=1e-6)
+    kept = share >= 0.5
+    return mean * kept, kept.squeeze(1)
 
 
 def jitter(view: View, strength: float, rng: np.random.Generator) -> View:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 from typing import Any
 
@@ -78,7 +79,8 @@ def contrastive_losses(
     together = gather_samples(torch.cat([units, there.to(units.dtype).unsqueeze(-1)], dim=-1))
     unit = {name: together[:, i, :-1] for i, name in enumerate(names)}
     here = {name: together[:, i, -1] > 0.5 for i, name in enumerate(names)}
-    scale = log_scale.exp().clamp(max=100)
+    # the gradient passes the clamp: a temperature that has reached it can come back
+    scale = (log_scale + (log_scale.clamp(max=math.log(100)) - log_scale).detach()).exp()
     return {(a, b): _pair_loss(scale * unit[a] @ unit[b].T, here[a] & here[b]) for a, b in combinations(unit, 2)}
 
 

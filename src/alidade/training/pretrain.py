@@ -11,27 +11,24 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch.utils.tensorboard import SummaryWriter
 
-from alidade.errors import AlidadeError
 from alidade.models.config import ScaleAlibiConfig, to_json
 from alidade.models.scale_alibi import ScaleAlibi, initialise
 from alidade.models.weights import save_model
+from alidade.training.ahead import Ahead
 from alidade.training.augment import View
-from alidade.training.checkpoint import resume, save_checkpoint
+from alidade.training.checkpoint import Checkpoint, begin_run, fit, read_checkpoint, save_checkpoint
 from alidade.training.pretrainer import Losses, Pretrainer
-
-
-class TrainingError(AlidadeError):
-    """A run that cannot go on."""
+from alidade.training.processes import Processes, TrainingError, load_moments, whole_moments, whole_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +48,9 @@ class PretrainConfig:
         keep: share of patches that encoders see.
         contrast_weight: of the mean over pairs of views.
         reconstruct_weight: of the mean over views.
+        projector: width of the training-only perceptron before contrast; 0 for none. See ``Pretrainer``.
+        precision: of matrix products in encoders, fusion and decoder, ``"float32"`` or ``"bfloat16"``; parameters,
+            moments, pooled heads and losses are float32 in either.
         seed: of everything random.
         checkpoint_every: steps.
     """
@@ -67,6 +67,8 @@ class PretrainConfig:
     keep: float = 0.6
     contrast_weight: float = 1.0
     reconstruct_weight: float = 1.0
+    projector: int = 0
+    precision: str = "float32"
     seed: int = 0
     checkpoint_every: int = 500
 
@@ -113,62 +115,105 @@ def sample_ids(count: int, batch: int, seed: int) -> Iterator[np.ndarray]:
         rest = rest[batch:]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one forward pass takes: the ids of its samples, their views, and the seed of its masks."""
+
+    ids: np.ndarray
+    views: dict[str, View]
+    seed: int
+
+
+def make_batches(config: PretrainConfig, data: Batches, done: int, rank: int, world: int) -> Iterator[Batch]:
+    """The batches of process ``rank`` from step ``done`` on, ``accumulate`` to a step."""
+    ids = sample_ids(len(data), config.batch * config.accumulate * world, config.seed)
+    for step in range(config.steps):
+        mine = np.array_split(next(ids), world)[rank]
+        if step < done:
+            continue
+        for number, part in enumerate(np.array_split(mine, config.accumulate)):
+            draw = (config.seed, step, number, rank)
+            views = data.views(part, np.random.default_rng(draw))
+            yield Batch(ids=part, views=views, seed=int(np.random.default_rng((*draw, 1)).integers(2**62)))
+
+
 def pretrain(
-    config: PretrainConfig, data: Batches, folder: Path, *, report: Callable[[Report], None] | None = None
+    config: PretrainConfig,
+    data: Batches,
+    folder: Path,
+    *,
+    shard: bool = False,
+    report: Callable[[Report], None] | None = None,
 ) -> ScaleAlibi:
     """Train, or go on training, in ``folder``; the trained network, which is also saved there as ``model/``.
 
     SIGTERM and SIGINT write a checkpoint and stop the run; ``kill -9`` loses the steps since the last checkpoint.
 
+    Args:
+        config: what to train, and how.
+        data: where batches come from; a thread of its own asks for them.
+        folder: of the run; a run that is resumed there must have the same config.
+        shard: whether each of several processes holds only its share of weights and moments (FSDP2). Checkpoints
+            are whole either way: a run may go on with another number of processes.
+        report: called after each step, in the first process.
+
     Raises:
-        TrainingError: a loss that is not finite (the batch's ids are saved beside the checkpoints), or a stop signal.
+        TrainingError: a loss that is not finite (the batch's ids are saved beside the checkpoints), a stop signal, or
+            a disk that takes no more (the checkpoint before stays).
         CheckpointError: ``folder`` holds a damaged checkpoint, or one of another recipe.
     """
-    # a view's tower may be absent from a whole batch of one process
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[unused])
-    folder.mkdir(parents=True, exist_ok=True)
+    processes = Processes(precision=config.precision, shard=shard)
+    with writing(folder):
+        if processes.first:
+            begin_run(folder, config.text())
     trainer = build(config)
+    begun = read_checkpoint(folder, config.text())
+    if begun is not None:
+        fit(begun, lambda: trainer.load_state_dict(begun.weights), folder)
+    prepared = processes.prepare(trainer)
     optimizer = make_optimizer(trainer, config)
-    done = resume(folder, trainer, optimizer, config.text())
-    prepared, optimizer = accelerator.prepare(trainer, optimizer)
-    writer = SummaryWriter(str(folder / "log"), purge_step=done) if accelerator.is_main_process else None
-    world, rank = accelerator.num_processes, accelerator.process_index
-    ids = sample_ids(len(data), config.batch * config.accumulate * world, config.seed)
-    for _ in range(done):
-        next(ids)
-    with StopSignal() as stop:
+    if begun is not None:
+        fit(begun, lambda: load_moments(optimizer, begun.moments), folder)
+    done = 0 if begun is None else begun.step
+    batches = make_batches(config, data, done, processes.rank, processes.count)
+    with StopSignal() as stop, open_log(folder, done, processes) as writer, Ahead(batches) as ahead:
         for step in range(done, config.steps):
             began = time.perf_counter()
             for group in optimizer.param_groups:
                 group["lr"] = config.rate(step)
-            mine = np.array_split(next(ids), world)[rank]
-            losses, waited = one_step(config, prepared, optimizer, accelerator, data, mine, step, folder)
-            last = step + 1 == config.steps
-            if accelerator.is_main_process:
-                seconds = time.perf_counter() - began
-                told = Report(
-                    step=step + 1,
-                    losses=losses,
-                    rate=config.rate(step),
-                    samples_per_second=len(mine) * world / seconds,
-                    wait_share=waited / seconds,
-                )
-                log(writer, told)
-                if report is not None:
-                    report(told)
-                if last or stop.asked or (step + 1) % config.checkpoint_every == 0:
-                    save_checkpoint(folder, step + 1, trainer, optimizer, config.text())
-            if stop.asked and not last:
+            losses, waited = one_step(config, prepared, optimizer, processes, ahead, step, folder)
+            seconds = time.perf_counter() - began
+            told = Report(
+                step=step + 1,
+                losses=losses,
+                rate=config.rate(step),
+                samples_per_second=config.batch * config.accumulate * processes.count / seconds,
+                wait_share=waited / seconds,
+            )
+            if writer is not None:
+                with writing(folder):
+                    log(writer, told)
+            if processes.first and report is not None:
+                report(told)
+            last, stopped = step + 1 == config.steps, processes.any(stop.asked)
+            if last or stopped or (step + 1) % config.checkpoint_every == 0:
+                # shares are put together by all processes; one writes
+                now = Checkpoint(step=step + 1, weights=whole_weights(trainer), moments=whole_moments(optimizer))
+                if processes.first:
+                    with writing(folder):
+                        save_checkpoint(folder, now, config.text())
+            if stopped and not last:
                 raise TrainingError(
                     f"{folder}: training",
                     got=f"a stop signal after step {step + 1} of {config.steps}",
                     expected="to go on",
                     next_step="The same command goes on from this step.",
                 )
-    if accelerator.is_main_process:
-        save_model(trainer.network, folder / "model")
-    return trainer.network.eval()
+    network = whole_network(config, trainer) if shard else trainer.network
+    if processes.first:
+        with writing(folder):
+            save_model(network, folder / "model")
+    return network.eval()
 
 
 def build(config: PretrainConfig) -> Pretrainer:
@@ -181,6 +226,8 @@ def build(config: PretrainConfig) -> Pretrainer:
         keep=config.keep,
         contrast_weight=config.contrast_weight,
         reconstruct_weight=config.reconstruct_weight,
+        projector=config.projector,
+        seed=config.seed,
     ).train()
 
 
@@ -189,42 +236,59 @@ def make_optimizer(trainer: Pretrainer, config: PretrainConfig) -> torch.optim.A
     matrices = [p for p in trainer.parameters() if p.ndim > 1]
     vectors = [p for p in trainer.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.peak_rate, betas=(0.9, 0.95))
+    # fused: one pass over weights and moments, where torch's default takes ten
+    return torch.optim.AdamW(groups, lr=config.peak_rate, betas=(0.9, 0.95), fused=True)
+
+
+def whole_network(config: PretrainConfig, trainer: Pretrainer) -> ScaleAlibi:
+    """The network of a trainer whose weights are shared out, put together; every process must ask."""
+    network, prefix = ScaleAlibi(config.model), "network."
+    weights = whole_weights(trainer)
+    network.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
+    return network
 
 
 def one_step(
     config: PretrainConfig,
     prepared: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
-    accelerator: Accelerator,
-    data: Batches,
-    ids: np.ndarray,
+    processes: Processes,
+    ahead: Ahead[Batch],
     step: int,
     folder: Path,
 ) -> tuple[dict[str, float], float]:
     """One optimiser step over ``accumulate`` batches: mean losses by name, and seconds waited for data."""
     waited, sums = 0.0, dict[str, float]()
-    for number, part in enumerate(np.array_split(ids, config.accumulate)):
-        began = time.perf_counter()
-        draw = (config.seed, step, number, accelerator.process_index)
-        views = data.views(part, np.random.default_rng(draw))
-        waited += time.perf_counter() - began
-        found: Losses = prepared(views, seed=int(np.random.default_rng((*draw, 1)).integers(2**62)))
-        if not bool(torch.isfinite(found.total)):
-            raise _not_finite(folder, step, part, found)
-        accelerator.backward(found.total / config.accumulate)
+    for _ in range(config.accumulate):
+        batch, seconds = ahead.take()
+        waited += seconds
+        views = {name: on_device(view, processes.device) for name, view in batch.views.items()}
+        with processes.autocast():
+            found: Losses = prepared(views, seed=batch.seed)
+        if processes.any(not bool(torch.isfinite(found.total))):
+            raise _not_finite(folder, step, batch.ids, found, processes)
+        (found.total / config.accumulate).backward()  # type: ignore[no-untyped-call]
         for name, loss in found.by_name.items():
             sums[name] = sums.get(name, 0.0) + loss.item() / config.accumulate
-    accelerator.clip_grad_norm_(prepared.parameters(), config.clip)
+    torch.nn.utils.clip_grad_norm_(prepared.parameters(), config.clip)
     optimizer.step()
     optimizer.zero_grad()
     return sums, waited
 
 
-def _not_finite(folder: Path, step: int, ids: np.ndarray, found: Losses) -> TrainingError:
-    path = folder / f"not-finite-step-{step + 1}.json"
+def on_device(view: View, device: torch.device) -> View:
+    """The view's tensors where the model is; ``days`` are facts, not input, and stay."""
+    pixels, valid, present = (t.to(device, non_blocking=True) for t in (view.pixels, view.valid, view.present))
+    return replace(view, pixels=pixels, valid=valid, present=present)
+
+
+def _not_finite(folder: Path, step: int, ids: np.ndarray, found: Losses, processes: Processes) -> TrainingError:
+    # contrast has all processes' samples in it: each tells its own
+    which = "" if processes.count == 1 else f"-process-{processes.rank}"
+    path = folder / f"not-finite-step-{step + 1}{which}.json"
     losses = {name: loss.item() for name, loss in found.by_name.items()}
-    path.write_text(json.dumps({"step": step + 1, "ids": ids.tolist(), "losses": losses}), encoding="utf-8")
+    with writing(folder):
+        path.write_text(json.dumps({"step": step + 1, "ids": ids.tolist(), "losses": losses}), encoding="utf-8")
     return TrainingError(
         f"{folder}: step {step + 1}",
         got=f"a loss that is not finite ({losses})",
@@ -233,10 +297,41 @@ def _not_finite(folder: Path, step: int, ids: np.ndarray, found: Losses) -> Trai
     )
 
 
-def log(writer: SummaryWriter | None, told: Report) -> None:
-    """The report as tensorboard scalars."""
-    if writer is None:
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Tell in one line that the folder takes no more.
+
+    Raises:
+        TrainingError: in place of an ``OSError`` inside the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"{folder}: writing",
+            got=error.strerror or str(error),
+            expected="room on the disk and permission to write",
+            next_step="See to both, or name another folder; the same command goes on from the last checkpoint.",
+        ) from None
+
+
+@contextmanager
+def open_log(folder: Path, done: int, processes: Processes) -> Iterator[SummaryWriter | None]:
+    """Tensorboard's writer in the first process; what lies there of steps after ``done`` is hidden."""
+    if not processes.first:
+        yield None
         return
+    with writing(folder):
+        writer = SummaryWriter(str(folder / "log"), purge_step=done)
+    try:
+        yield writer
+    finally:
+        with writing(folder):
+            writer.close()
+
+
+def log(writer: SummaryWriter, told: Report) -> None:
+    """The report as tensorboard scalars."""
     for name, value in told.losses.items():
         writer.add_scalar(f"loss/{name}", value, told.step)
     writer.add_scalar("rate", told.rate, told.step)

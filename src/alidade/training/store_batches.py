@@ -10,7 +10,6 @@ import torch
 from alidade.errors import AlidadeError
 from alidade.imagery.normalize import Normalization
 from alidade.models.config import DecoderConfig, ScaleAlibiConfig, TowerConfig
-from alidade.models.model import three_digits
 from alidade.models.positions import PositionConfig
 from alidade.training.augment import View, coarser, turn
 from alidade.training.tiles.store import TileStore, ViewBatch, normalise
@@ -63,12 +62,20 @@ class StoreBatches:
         factors: area-averaging factors to draw from, each view its own. The GSD is told truthfully.
 
     Raises:
-        AlidadeError: the split has no samples.
+        AlidadeError: the split has no samples, or a view is too small for the patch.
     """
 
     def __init__(self, store: TileStore, *, split: str, patch: int, factors: tuple[int, ...] = (1, 2, 4)) -> None:
         self.store, self.patch, self.factors = store, patch, factors
         self.ids = store.select(split=split)
+        for name, spec in store.views.items():
+            if 2 * patch > spec.side:
+                raise AlidadeError(
+                    f"{store.path}: view {name} of {spec.side} px",
+                    got=f"a patch of {patch} px",
+                    expected=f"one of at most {spec.side // 2} px: of two patches a side, some can be masked",
+                    next_step="Choose a smaller --patch, or build larger tiles.",
+                )
         if not len(self.ids):
             raise AlidadeError(
                 f"{store.path}: samples to train on",
@@ -93,12 +100,12 @@ class StoreBatches:
 
     def _view(self, name: str, batch: ViewBatch) -> View:
         pixels, valid = normalise(self.store.views[name], batch.pixels, batch.valid)
-        # squares of one store share a nominal GSD; the true one differs by parts in a thousand
-        gx, gy = np.nanmedian(batch.gsd_m, axis=0) if batch.present.any() else (1.0, 1.0)
+        # squares at other latitudes have other true GSDs; a sample that is absent has none, and needs a number
+        gsd = torch.from_numpy(np.where(batch.present[:, None], batch.gsd_m, 1.0).astype(np.float32))
         return View(
             pixels=torch.from_numpy(pixels),
             valid=torch.from_numpy(valid),
-            gsd_m=(three_digits(float(gx)), three_digits(float(gy))),
+            gsd_m=gsd,
             present=torch.from_numpy(batch.present),
             days=torch.from_numpy(batch.days),
         )

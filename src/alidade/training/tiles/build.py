@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alidade.imagery.files import Declared
+from alidade.imagery.remote import Door
 from alidade.training.tiles.grid import level_of
 from alidade.training.tiles.plan import Split, candidates_of, check_split
 from alidade.training.tiles.run import Files, Filters, Progress, Run
 from alidade.training.tiles.scenes import Failure, Scene, View, expand, feeds_of, list_scenes, resolve_views
 from alidade.training.tiles.schema import StoreError, ViewSpec
+from alidade.training.tiles.store import TileStore
 from alidade.training.tiles.writer import StoreWriter
 
 FRAME_SLACK = 0.15
@@ -65,8 +67,29 @@ class BuildSummary:
         return "; ".join([*parts, f"the store holds {self.samples:,} samples"]) + "."
 
 
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """The scenes that tiles are to be made of.
+
+    Attributes:
+        scenes: those that can be used.
+        failures: those that cannot.
+        door: which hosts may be asked for their pixels; ``None`` for local files.
+    """
+
+    scenes: tuple[Scene, ...]
+    failures: tuple[Failure, ...]
+    door: Door | None = None
+
+    @classmethod
+    def of_files(cls, paths: Iterable[str | Path], declared: Declared) -> Listing:
+        """The scenes in files and folders; see ``expand`` for what is raised."""
+        scenes, failures = list_scenes(expand(paths), declared)
+        return cls(scenes=tuple(scenes), failures=tuple(failures))
+
+
 def build_tiles(
-    paths: Iterable[str | Path],
+    paths: Iterable[str | Path] | Listing,
     out: str | Path,
     views: Sequence[View] | None = None,
     *,
@@ -87,7 +110,8 @@ def build_tiles(
     Stopped at any moment, the same call goes on from the last acknowledged shard.
 
     Args:
-        paths: GeoTIFF files, and folders that are searched for ``*.tif`` and ``*.tiff``.
+        paths: GeoTIFF files, and folders that are searched for ``*.tif`` and ``*.tiff``; or scenes that a catalogue
+            listed (``tiles.stac``).
         out: directory of the store, made when there is none.
         views: what the samples hold; by default the store's own, else one view for each sensor found.
         square_m: side of the squares in metres, 0.625 m times a power of two.
@@ -108,12 +132,12 @@ def build_tiles(
     began = clock.perf_counter()
     level, folder = level_of(square_m), Path(out)
     check_split(split)
-    scenes, failures = list_scenes(expand(paths), declared or Declared())
+    check_real(folder)
+    told = declared or Declared()
+    listing = paths if isinstance(paths, Listing) else Listing.of_files(paths, told)
+    scenes, failures = list(listing.scenes), list(listing.failures)
     if not scenes:
-        raise StoreError(
-            "scenes", got=f"none that can be used; the first of {len(failures)} says: {failures[0].message}",
-            expected="at least one raster with a place on the ground", next_step="Check them with `alidade inspect`.",
-        )  # fmt: skip
+        raise _nothing(failures)
     specs = resolve_views(folder, views, scenes, square_m)
     scenes, feeds = feeds_of(scenes, specs, failures)
     needed = min_views if min_views is not None else min(2, len(specs))
@@ -128,8 +152,7 @@ def build_tiles(
     squares = {s: c for s, c in found.items() if len({one.view for one in c}) >= needed}
     if not squares:
         raise _no_overlap(scenes, list(specs), len(found), needed, square_m)
-    told = declared or Declared()
-    with StoreWriter(folder, views=specs, ground_m=square_m) as writer, closing(Files(told)) as files:
+    with StoreWriter(folder, views=specs, ground_m=square_m) as writer, closing(Files(told, listing.door)) as files:
         run = Run(
             writer=writer, scenes=scenes, filters=filters, plan=_plan_hash(scenes, specs, filters, told),
             failures=failures, progress=progress, files=files,
@@ -139,6 +162,30 @@ def build_tiles(
             written=run.written, present=run.present, rejected=run.rejected, at_seams=run.at_seams,
             views={name: run.views[name] for name in specs}, failures=tuple(failures), samples=len(writer),
             seconds=clock.perf_counter() - began, repairs=writer.repairs,
+        )  # fmt: skip
+
+
+def _nothing(failures: Sequence[Failure]) -> StoreError:
+    """No scene is left; the first reason is quoted as a sentence of its own, behind this error's."""
+    got = "none that can be used"
+    if failures:
+        got += f"; the first of {len(failures):,} says why at the end of this line"
+    return StoreError(
+        "scenes", got=got, expected="at least one raster with a place on the ground",
+        next_step=failures[0].message if failures else "Ask for other places, dates or collections.",
+    )  # fmt: skip
+
+
+def check_real(folder: Path) -> None:
+    """Real samples are not added to made-up ones: what is trained or measured on both would be neither.
+
+    Raises:
+        StoreError: the store at ``folder`` holds a made-up sample.
+    """
+    if (folder / "store.json").exists() and TileStore.open(folder).synthetic:
+        raise StoreError(
+            f"{folder}: samples", got="made-up ones (alidade tiles synthesize)", expected="a store of real images",
+            next_step="Name another --out.",
         )  # fmt: skip
 
 

@@ -12,20 +12,22 @@ from alidade.errors import AlidadeError
 from alidade.imagery.bands import Unit
 from alidade.imagery.clouds import SCL_BAND, reflectance_cloud_share
 from alidade.imagery.files import Declared, RasterFile, open_raster
+from alidade.imagery.remote import Door
 from alidade.imagery.sensors import sensor as sensor_of
-from alidade.training.tiles.align import align, encode
+from alidade.training.tiles.align import encode
 from alidade.training.tiles.choose import Candidate, choose
 from alidade.training.tiles.grid import Square
 from alidade.training.tiles.leakage import Ground, Guard
+from alidade.training.tiles.parts import laid
 from alidade.training.tiles.plan import Split, split_of
-from alidade.training.tiles.scenes import Failure, Scene
+from alidade.training.tiles.scenes import Failure, Part, Scene
 from alidade.training.tiles.schema import Sample, SampleView
 from alidade.training.tiles.writer import StoreWriter, full
 
 SHARD_SECONDS = 30.0
 """What is made is acknowledged at least so often."""
 
-_OPEN_FILES = 32
+_OPEN_FILES = 64
 
 
 class Progress(Protocol):
@@ -163,7 +165,7 @@ class Run:
             return None
         try:
             bands = tuple(dict.fromkeys((*spec.bands, *_cloud_bands(scene))))
-            raster = align(self.files.open(scene.source), bands, square.grid(spec.side))
+            raster = laid(scene, bands, square.grid(spec.side), self.files.open)
         except AlidadeError as error:
             self.broken.add(candidate.scene)
             failure = Failure(source=scene.source, message=str(error))
@@ -195,19 +197,19 @@ class Run:
 class Files:
     """The files used last stay open, so that neighbouring squares share what GDAL has decoded."""
 
-    def __init__(self, declared: Declared) -> None:
-        self._declared = declared
+    def __init__(self, declared: Declared, door: Door | None = None) -> None:
+        self._declared, self._door = declared, door
         self._open: OrderedDict[str, RasterFile] = OrderedDict()
 
-    def open(self, source: str) -> RasterFile:
+    def open(self, part: Part) -> RasterFile:
         """The file, open; it stays so until many others were asked for."""
-        if source in self._open:
-            self._open.move_to_end(source)
+        if part.path in self._open:
+            self._open.move_to_end(part.path)
         else:
-            self._open[source] = open_raster(source, self._declared)
+            self._open[part.path] = open_raster(part.path, self._declared, door=self._door, said=part.said)
             if len(self._open) > _OPEN_FILES:
                 self._open.popitem(last=False)[1].close()
-        return self._open[source]
+        return self._open[part.path]
 
     def close(self) -> None:
         """Close them all."""

@@ -16,6 +16,7 @@ from alidade.errors import AlidadeError, GridError, RasterError, SensorError
 from alidade.imagery.bands import Encoding, Unit
 from alidade.imagery.files import Declared, open_raster
 from alidade.imagery.grid import Grid
+from alidade.imagery.header import Catalogued
 from alidade.imagery.sensors import sensor as sensor_of
 from alidade.training.tiles.grid import nominal_gsd
 from alidade.training.tiles.schema import StoreError, ViewSpec
@@ -52,18 +53,34 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scene:
-    """The header of one file.
+class Part:
+    """One file of a scene.
 
     Attributes:
-        source: the path as given.
-        state: what the file's content depends on as far as the file system tells: path, size, time of change.
+        path: a local path, or an http address.
+        bands: names of the bands that are taken from it.
+        said: what a catalogue says about it.
+    """
+
+    path: str
+    bands: tuple[str, ...]
+    said: Catalogued | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """What one sensor took at one moment: one file, or several with some bands each.
+
+    Attributes:
+        source: the path as given, or the catalogue's name of it.
+        state: what the pixels depend on as far as can be told: path, size, time of change.
         sensor: its id.
         bands: encodings by band name, in file order.
-        dtype: type of the stored numbers.
-        grid: where its pixels lie; has a CRS.
-        gsd_m: mean true ground metres per pixel.
+        dtype: type that holds the stored numbers of all its files.
+        grid: where its pixels lie, those of the finest file; has a CRS.
+        gsd_m: mean true ground metres per pixel of that grid.
         time: moment of acquisition.
+        parts: its files; each band is in one of them.
     """
 
     source: str
@@ -74,18 +91,20 @@ class Scene:
     grid: Grid
     gsd_m: float
     time: datetime | None
+    parts: tuple[Part, ...]
 
 
 def expand(paths: Iterable[str | Path]) -> list[str]:
     """Files, and the ``.tif`` and ``.tiff`` files below folders, each once; folders sorted.
 
     Raises:
-        RasterError: nothing at all, or folders without a GeoTIFF.
+        RasterError: nothing at all, folders without a GeoTIFF, or a folder that cannot be read.
     """
     given = [str(p) for p in paths]
     found: dict[str, str] = {}
     for path in given:
-        inside = (os.path.join(root, name) for root, _, names in os.walk(path) for name in names)
+        walked = os.walk(path, onerror=_unreadable)
+        inside = (os.path.join(root, name) for root, _, names in walked for name in names)
         wanted = (f for f in inside if f.lower().endswith(_SUFFIXES) and not os.path.basename(f).startswith("."))
         for file in sorted(wanted) if os.path.isdir(path) else [path]:
             found.setdefault(os.path.realpath(file), file)
@@ -96,6 +115,13 @@ def expand(paths: Iterable[str | Path]) -> list[str]:
             next_step="Name at least one file or folder.",
         )  # fmt: skip
     return list(found.values())
+
+
+def _unreadable(error: OSError) -> None:
+    raise RasterError(
+        f"folder {error.filename}", got=error.strerror or str(error), expected="a folder that can be read",
+        next_step="Give it the permission to be read, or name the folders beside it.",
+    ) from None  # fmt: skip
 
 
 def list_scenes(files: Sequence[str], declared: Declared) -> tuple[list[Scene], list[Failure]]:
@@ -126,6 +152,7 @@ def _scene(source: str, declared: Declared) -> Scene:
             grid=file.grid,
             gsd_m=file.grid.mean_gsd_m(),
             time=file.time,
+            parts=(Part(path=source, bands=tuple(b.name for b in file.bands)),),
         )
 
 

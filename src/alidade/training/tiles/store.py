@@ -32,6 +32,9 @@ __all__ = [
     "read_header", "read_log",
 ]  # fmt: skip
 
+SYNTHETIC = "synthetic:"
+"""Sources that begin so are made up by code (``alidade.training.synthetic``)."""
+
 _MICROSECONDS_A_DAY = 86_400e6
 _CHUNK = 2**22
 
@@ -127,6 +130,16 @@ class TileStore:
     def __len__(self) -> int:
         """The number of samples."""
         return int(self._starts[-1])
+
+    def sources(self) -> frozenset[str]:
+        """Where the samples' pixels come from."""
+        columns = [self.index[f"{name}.source"].unique().drop_null().to_pylist() for name in self.views]
+        return frozenset(source for column in columns for source in column)
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether any sample is made up; such a store is for tests and first runs, not for results."""
+        return any(source.startswith(SYNTHETIC) for source in self.sources())
 
     def select(
         self,
