@@ -9,7 +9,7 @@ demo: $(VENV)/base.stamp
 	$(BIN)/alidade demo
 
 test: $(VENV)/dev.stamp
-	$(BIN)/ruff check src tests scripts
+	$(BIN)/ruff check src tests scripts recipes
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadgroup -q
 

@@ -89,6 +89,8 @@ def make_heads(network: ScaleAlibi, batches: ImageBatches) -> None:
     matrix, _ = ridge(g, f @ white.T + offset)
     turn = torch.linalg.svd(matrix @ torch.linalg.cholesky(torch.cov(g.T)))[0].T
     white, offset = turn @ white, turn @ offset
+    # what all ground has in common would raise every cosine between sensors alike
+    offset[:SHARED] -= (f @ white.T + offset).mean(0)[:SHARED]
     fill(network, "rgb", white, offset)
     fill(network, "sar", *ridge(g, f @ white.T + offset))
     both = [part for part in drawn if "optical" in part]
