@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -42,7 +42,9 @@ RGB_SENSORS = (
 )  # fmt: skip
 SAR_SENSORS = ("display-vh", "sentinel-1-rtc", "sentinel-1-grd")
 SHARES = Shares(eurosat=0.60, ucmerced=0.08, california=0.24, multispectral=0.04)
-WIDTH, SHARED, SHRINKAGE, RIDGE = 192, 64, 0.03, 1.0
+WIDTH, SHARED, SHRINKAGE, RIDGE, DAMPING = 192, 16, 0.03, 1.0, 0.01
+Affine = tuple[torch.Tensor, torch.Tensor]
+"""A matrix ``[K, P]`` and an offset ``[K]``."""
 
 
 def model_config() -> ScaleAlibiConfig:
@@ -74,28 +76,48 @@ def tower(name: str, bands: tuple[str, ...], sensors: tuple[str, ...]) -> TowerC
     return TowerConfig(name=name, bands=bands, depth=4, patch=8, normalizations=statistics, stem=(48, 128))
 
 
-def make_heads(network: ScaleAlibi, batches: ImageBatches) -> None:
-    """Set the linear heads in closed form.
+def with_heads(trained: ScaleAlibi, batches: ImageBatches) -> ScaleAlibi:
+    """The trained network with patch features and with linear heads in closed form.
 
-    The RGB head whitens: zero mean and (shrunk) unit covariance, so that no direction drowns the others in a cosine. A
-    rotation changes no cosine, so it is chosen to put first what radar tells of RGB (reduced-rank regression, Izenman
-    1975). The other sensors' heads are ridge regressions onto the RGB embedding of the same ground.
+    An embedding's first ``SHARED`` numbers are what radar and RGB tell each other of a patch before attention: canonical
+    correlation (Hotelling 1936) of the patch features over the same ground. The others are the encoded tokens of RGB,
+    whitened (zero mean, shrunk unit covariance), so that no direction drowns the others in a cosine; the other sensors'
+    are ridge regressions onto those of the same ground.
     """
+    network = ScaleAlibi(replace(trained.config, patch_features=True))
+    kept = {name: value for name, value in trained.state_dict().items() if not name.startswith("heads.")}
+    network.load_state_dict(network.state_dict() | kept)
     network.eval()
     drawn = [pooled(network, batches, number) for number in range(400)]
-    white, offset = whitening(torch.cat([x for part in drawn for n, x in part.items() if n.startswith("rgb")]).double())
-    radar = [cells for number in range(60) for cells in in_cells(network, batches, number)]
-    g, f = (torch.cat(column).double() for column in zip(*radar, strict=True))
-    matrix, _ = ridge(g, f @ white.T + offset)
-    turn = torch.linalg.svd(matrix @ torch.linalg.cholesky(torch.cov(g.T)))[0].T
-    white, offset = turn @ white, turn @ offset
-    # what all ground has in common would raise every cosine between sensors alike
-    offset[:SHARED] -= (f @ white.T + offset).mean(0)[:SHARED]
-    fill(network, "rgb", white, offset)
-    fill(network, "sar", *ridge(g, f @ white.T + offset))
+    rgb = Halves.of(torch.cat([x for part in drawn for name, x in part.items() if name.startswith("rgb")]))
+    ground = [cells for number in range(60) for cells in in_cells(network, batches, number)]
+    radar, seen = (Halves.of(torch.cat(column)) for column in zip(*ground, strict=True))
+    to_radar, to_rgb = canonical(radar.patches, seen.patches)
+    # half as long as the others, so that neighbours of one sensor are found by what is encoded (chosen on EuroSAT val)
+    length = 0.5 * apply(to_rgb, rgb.patches).var(0).mean().rsqrt()
+    to_radar, to_rgb = ((length * matrix, length * offset) for matrix, offset in (to_radar, to_rgb))
+    white = whitening(rgb.encoded)
+    fill(network, "rgb", white, to_rgb)
+    fill(network, "sar", ridge(radar.encoded, apply(white, seen.encoded)), to_radar)
     both = [part for part in drawn if "optical" in part]
-    wide, three = (torch.cat([part[name] for part in both]).double() for name in ("optical", "rgb"))
-    fill(network, "optical", *ridge(wide, three @ white.T + offset))
+    wide, three = (Halves.of(torch.cat([part[name] for part in both])) for name in ("optical", "rgb"))
+    first = ridge(wide.patches, apply(to_rgb, three.patches))
+    fill(network, "optical", ridge(wide.encoded, apply(white, three.encoded)), first)
+    return network
+
+
+@dataclass(frozen=True)
+class Halves:
+    """What a head is given, ``[N, 2 WIDTH]`` each: mean and deviation of encoded tokens, and of patch features."""
+
+    encoded: torch.Tensor
+    patches: torch.Tensor
+
+    @classmethod
+    def of(cls, pooled: torch.Tensor) -> Halves:
+        """From ``[N, 4 WIDTH]`` as ``Head.pooled`` orders it: both means, then both deviations."""
+        mean, mean_own, std, std_own = pooled.double().split(WIDTH, dim=1)
+        return cls(torch.cat([mean, std], 1), torch.cat([mean_own, std_own], 1))
 
 
 def pooled(network: ScaleAlibi, batches: ImageBatches, number: int) -> dict[str, torch.Tensor]:
@@ -105,14 +127,13 @@ def pooled(network: ScaleAlibi, batches: ImageBatches, number: int) -> dict[str,
 
 
 def in_cells(network: ScaleAlibi, batches: ImageBatches, number: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """What the radar and the RGB head are given for windows of 128 px of the California pairs, whole and in cells."""
+    """What the radar and the RGB head are given for cells of 128 px windows of the California pairs."""
     source = next(s for s in batches.sources if s.name == "california")
     views = {name: Cut(stack=name, sizes=((128, 1),)) for name in ("sar", "rgb")}
     windows = ImageBatches([replace(source, views=views)]).views(np.arange(32), np.random.default_rng((2, number)))
     tokens = [encode(network, name, windows[name]) for name in ("sar", "rgb")]
-    for across in (1, 2, 4):
-        for sar, rgb in zip(*(t.cells(across) for t in tokens), strict=True):
-            yield network.heads["sar"].pooled(sar), network.heads["rgb"].pooled(rgb)
+    for sar, rgb in zip(*(t.cells(4) for t in tokens), strict=True):
+        yield network.heads["sar"].pooled(sar), network.heads["rgb"].pooled(rgb)
 
 
 @torch.no_grad()
@@ -121,18 +142,23 @@ def encode(network: ScaleAlibi, name: str, view: View) -> Tokens:
     return network.run(network.embed_patches(name.split()[0], view.pixels, view.valid, view.gsd_m, view.days))
 
 
-def whitening(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The affine map that gives ``x`` ``[N, P]`` zero mean and unit covariance.
+def apply(to: Affine, x: torch.Tensor) -> torch.Tensor:
+    """``x`` ``[N, P]`` mapped to ``[N, K]``."""
+    return x @ to[0].T + to[1]
+
+
+def whitening(x: torch.Tensor) -> Affine:
+    """To the strongest directions of ``x``, as many as ``SHARED`` leaves, with zero mean and unit variance.
 
     Eigenvalues are raised by ``SHRINKAGE`` of their mean before the root, so that noise is not blown up.
     """
     values, vectors = torch.linalg.eigh(torch.cov(x.T))
-    matrix = (vectors * (values + SHRINKAGE * values.mean()).rsqrt()) @ vectors.T
+    matrix = ((values + SHRINKAGE * values.mean()).rsqrt() * vectors)[:, SHARED:].T
     return matrix, -matrix @ x.mean(0)
 
 
-def ridge(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The affine map from ``x`` to ``y`` with least squares, and ``RIDGE`` of the mean variance on the diagonal."""
+def ridge(x: torch.Tensor, y: torch.Tensor) -> Affine:
+    """From ``x`` to ``y`` with least squares, and ``RIDGE`` of the mean variance on the diagonal."""
     off, wanted = x - x.mean(0), y - y.mean(0)
     scatter = off.T @ off
     damping = RIDGE * scatter.diagonal().mean() * torch.eye(len(scatter), dtype=x.dtype)
@@ -140,12 +166,36 @@ def ridge(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     return matrix, y.mean(0) - matrix @ x.mean(0)
 
 
+def canonical(x: torch.Tensor, y: torch.Tensor) -> tuple[Affine, Affine]:
+    """Both to the ``SHARED`` directions that agree most, those that agree more counting more.
+
+    Features are standardised one by one, and covariances raised by ``DAMPING`` of their mean variance.
+    """
+    scales = [(v.std(0) + 1e-6).reciprocal() for v in (x, y)]
+    a, b = ((v - v.mean(0)) * scale for v, scale in zip((x, y), scales, strict=True))
+    roots = []
+    for v in (a, b):
+        values, vectors = torch.linalg.eigh(torch.cov(v.T))
+        roots.append((vectors * (values + DAMPING * values.mean()).rsqrt()) @ vectors.T)
+    left, agreement, right = torch.linalg.svd(roots[0] @ (a.T @ b / len(a)) @ roots[1])
+    sides = (left[:, :SHARED], right[:SHARED].T)
+    matrices = [
+        (scale.unsqueeze(1) * root @ side * agreement[:SHARED].sqrt()).T
+        for scale, root, side in zip(scales, roots, sides, strict=True)
+    ]
+    return (matrices[0], -matrices[0] @ x.mean(0)), (matrices[1], -matrices[1] @ y.mean(0))
+
+
 @torch.no_grad()
-def fill(network: ScaleAlibi, name: str, matrix: torch.Tensor, bias: torch.Tensor) -> None:
-    """Put an affine map into a tower's head."""
+def fill(network: ScaleAlibi, name: str, encoded: Affine, patches: Affine) -> None:
+    """Put both affine maps into a tower's head, that of patch features first."""
     head = network.heads[name].layers
-    head.weight.copy_(matrix)
-    head.bias.copy_(bias)
+    blank = torch.zeros(SHARED, WIDTH), torch.zeros(len(encoded[0]), WIDTH)
+    (mean, std), (mean_own, std_own) = (to[0].split(WIDTH, dim=1) for to in (encoded, patches))
+    first = torch.cat([blank[0], mean_own, blank[0], std_own], dim=1)
+    second = torch.cat([mean, blank[1], std, blank[1]], dim=1)
+    head.weight.copy_(torch.cat([first, second]))
+    head.bias.copy_(torch.cat([patches[1], encoded[1]]))
 
 
 def main(
@@ -175,7 +225,7 @@ def main(
     console.print(f"{len(batches):,} images in {', '.join(s.name for s in batches.sources)}")
     with TrainingBar(steps, as_json=False, hidden=False) as bar:
         network = pretrain(config, batches, run, report=bar.show)
-    make_heads(network, batches)
+    network = with_heads(network, batches)
     save_model(network, out)
     console.print(f"{identity(network)} saved in {out} after {time.monotonic() - start:.0f} s")
 

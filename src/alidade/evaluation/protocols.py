@@ -15,7 +15,7 @@ from alidade.evaluation.crosssensor import DEPTHS, TO_OPTICAL, TO_SAR, choose_br
 from alidade.evaluation.curves import Point, resolution_curve, size_curve
 from alidade.evaluation.datasets import Images, Pairs, split_hash
 from alidade.evaluation.features import Encoder, Features, digest, features
-from alidade.evaluation.knn import knn_predict, unit_rows
+from alidade.evaluation.knn import knn_predict
 from alidade.evaluation.probe import STRENGTHS, choose_probe, fit_probe, hold_out
 from alidade.evaluation.results import Result, now
 
@@ -118,7 +118,7 @@ def measure_retrieval(
         scenes = np.repeat(fitted_on.sar.labels, cells**2)
         bridge = choose_bridge(known[0], known[1], scenes, share=HELD_OUT, seed=stamp.seed)
         mapped = bridge.apply(*(values.reshape(len(values) * cells**2, -1) for values in (sar, optical)))
-        sar, optical = (unit_rows(v).reshape(len(pairs.sar), -1).astype(np.float32) for v in mapped)
+        sar, optical = (values.reshape(len(pairs.sar), -1) for values in mapped)
         settings["ridge"] = bridge.ridge
         # the split is what is reported on, the same for all rows; what a map was fitted to is part of its config
         settings["fitted on"] = split_hash(fitted_on.sar)

@@ -67,6 +67,9 @@ class ScaleAlibiConfig:
         aligned: whether training has made vectors of different sensors comparable.
         shared: how many of an embedding's numbers, the first ones, say what other sensors see too; None for all. The
             others tell images of one sensor apart and are noise between sensors.
+        patch_features: whether tokens carry, after what attention made of a patch, the patch's own features from
+            before attention, and heads pool both. Needs a model without fusion and decoder, whose layers take
+            ``width``.
     """
 
     name: str
@@ -83,6 +86,12 @@ class ScaleAlibiConfig:
     tile: int
     aligned: bool = False
     shared: int | None = None
+    patch_features: bool = False
+
+    @property
+    def token_width(self) -> int:
+        """Length of a token's features."""
+        return self.width * (2 if self.patch_features else 1)
 
 
 def to_json(config: ScaleAlibiConfig) -> str:

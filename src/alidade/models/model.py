@@ -146,7 +146,9 @@ class Model:
         return out
 
     def pool_cells(self, tokens: Tokens, cells: int, shared: bool = False) -> Tensor:
-        """One unit vector per image, ``[B, cells²·D]`` float32: those of its cells, row by row, one after the other.
+        """One unit vector per image, ``[B, cells²·D]`` float32: its cells' embeddings row by row, one after the other.
+
+        Cells keep their lengths, so that a cell like all others says less than one that stands out.
 
         Args:
             tokens: of ``encode``.
@@ -156,7 +158,7 @@ class Model:
         length = self._length(shared)
         with torch.inference_mode():
             parts = [self.network.pool(cell).float()[:, :length] for cell in tokens.cells(cells)]
-            return torch.cat([F.normalize(part, dim=-1) for part in parts], dim=-1) / cells
+            return F.normalize(torch.cat(parts, dim=-1), dim=-1)
 
     def _length(self, shared: bool) -> int:
         return (self.network.config.shared or self.dim) if shared else self.dim

@@ -111,6 +111,13 @@ class ScaleAlibi(nn.Module):
         self.positions = config.position.build(config.heads)
         self.attention_backend: str | None = None
         self._latest: tuple[Places, Places, tuple[str | None, torch.dtype, bool], Geometry] | None = None
+        if config.patch_features and (config.fusion_depth or config.decoder or config.mlp_head):
+            raise ModelError(
+                f"{config.name}: patch features",
+                got=f"fusion depth {config.fusion_depth}, decoder {config.decoder}, perceptron {config.mlp_head}",
+                expected="none of them: their layers take tokens of the model's width",
+                next_step="Train without patch features, and add them to the model that is kept.",
+            )
         width, heads, shared = config.width, config.heads, config.shared_depth
         self.patches = nn.ModuleDict({t.name: PatchEmbed(len(t.bands), t.patch, width, t.stem) for t in config.towers})
         self.trunks = nn.ModuleDict(
@@ -119,7 +126,10 @@ class ScaleAlibi(nn.Module):
             else {t.name: Trunk(width, heads, t.depth) for t in config.towers}
         )
         self.heads = nn.ModuleDict(
-            {t.name: Head(width, mlp=config.mlp_head, pooling=config.pooling, dim=config.dim) for t in config.towers}
+            {
+                t.name: Head(config.token_width, mlp=config.mlp_head, pooling=config.pooling, dim=config.dim or width)
+                for t in config.towers
+            }
         )
         self.fusion = Trunk(width, heads, config.fusion_depth, cross=True) if config.fusion_depth else None
         self.decoder = Decoder(config.decoder, width, config.towers) if config.decoder else None
@@ -203,10 +213,12 @@ class ScaleAlibi(nn.Module):
             )
 
     def run(self, tokens: Tokens) -> Tokens:
-        """The tower's transformer over patch features, all or only the kept ones."""
+        """The tower's transformer over patch features, all or only the kept ones: ``[B, N, token_width]``."""
         geometry = self._geometry(tokens.places, tokens.places)
         trunk = self.trunks["shared" if self.config.shared_depth is not None else tokens.sensor]
-        return tokens.with_features(trunk(tokens.features, geometry))
+        encoded = trunk(tokens.features, geometry)
+        own = [tokens.features] if self.config.patch_features else []
+        return tokens.with_features(torch.cat([encoded, *own], dim=-1))
 
     def pool(self, tokens: Tokens) -> Tensor:
         """The sensor's pooled features ``[B, D]``, not normalised to unit length."""
