@@ -10,7 +10,6 @@ moment, the same command goes on. Measure the result with `alidade eval`; docs/g
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -42,7 +41,7 @@ RGB_SENSORS = (
 )  # fmt: skip
 SAR_SENSORS = ("display-vh", "sentinel-1-rtc", "sentinel-1-grd")
 SHARES = Shares(eurosat=0.60, ucmerced=0.08, california=0.24, multispectral=0.04)
-WIDTH, SHARED, SHRINKAGE, RIDGE, DAMPING = 192, 16, 0.03, 1.0, 0.01
+WIDTH, SHARED, SHRINKAGE, RIDGE, DAMPING, LIGHT = 192, 16, 0.03, 1.0, 0.1, 0.5
 Affine = tuple[torch.Tensor, torch.Tensor]
 """A matrix ``[K, P]`` and an offset ``[K]``."""
 
@@ -79,10 +78,11 @@ def tower(name: str, bands: tuple[str, ...], sensors: tuple[str, ...]) -> TowerC
 def with_heads(trained: ScaleAlibi, batches: ImageBatches) -> ScaleAlibi:
     """The trained network with patch features and with linear heads in closed form.
 
-    An embedding's first ``SHARED`` numbers are what radar and RGB tell each other of a patch before attention: canonical
-    correlation (Hotelling 1936) of the patch features over the same ground. The others are the encoded tokens of RGB,
-    whitened (zero mean, shrunk unit covariance), so that no direction drowns the others in a cosine; the other sensors'
-    are ridge regressions onto those of the same ground.
+    The first ``SHARED`` numbers of an embedding are what radar and RGB tell each other of a patch before attention:
+    canonical correlation (Hotelling 1936) of the patch features of cells over the same ground, each less the mean of
+    its window, under strong changes of light and contrast: what shifts a whole image is another season, place or
+    sensor. The others are the encoded tokens of RGB, whitened (zero mean, shrunk unit covariance), so that no direction
+    drowns the others in a cosine; the other sensors' are ridge regressions onto those of the same ground.
     """
     network = ScaleAlibi(replace(trained.config, patch_features=True))
     kept = {name: value for name, value in trained.state_dict().items() if not name.startswith("heads.")}
@@ -90,15 +90,21 @@ def with_heads(trained: ScaleAlibi, batches: ImageBatches) -> ScaleAlibi:
     network.eval()
     drawn = [pooled(network, batches, number) for number in range(400)]
     rgb = Halves.of(torch.cat([x for part in drawn for name, x in part.items() if name.startswith("rgb")]))
-    ground = [cells for number in range(60) for cells in in_cells(network, batches, number)]
-    radar, seen = (Halves.of(torch.cat(column)) for column in zip(*ground, strict=True))
-    to_radar, to_rgb = canonical(radar.patches, seen.patches)
+    ground = [in_cells(network, batches, number) for number in range(60)]
+    radar, seen = (torch.cat(column) for column in zip(*ground, strict=True))
+    pattern = [Halves.of((x - x.mean(1, keepdim=True)).flatten(0, 1)).patches for x in (radar, seen)]
+    matrices = canonical(*pattern)
+    radar_cells, seen_cells = (Halves.of(x.flatten(0, 1)) for x in (radar, seen))
+    to_radar, to_rgb = (
+        (matrix, -matrix @ cells.patches.mean(0))
+        for matrix, cells in zip(matrices, (radar_cells, seen_cells), strict=True)
+    )
     # half as long as the others, so that neighbours of one sensor are found by what is encoded (chosen on EuroSAT val)
     length = 0.5 * apply(to_rgb, rgb.patches).var(0).mean().rsqrt()
     to_radar, to_rgb = ((length * matrix, length * offset) for matrix, offset in (to_radar, to_rgb))
     white = whitening(rgb.encoded)
     fill(network, "rgb", white, to_rgb)
-    fill(network, "sar", ridge(radar.encoded, apply(white, seen.encoded)), to_radar)
+    fill(network, "sar", ridge(radar_cells.encoded, apply(white, seen_cells.encoded)), to_radar)
     both = [part for part in drawn if "optical" in part]
     wide, three = (Halves.of(torch.cat([part[name] for part in both])) for name in ("optical", "rgb"))
     first = ridge(wide.patches, apply(to_rgb, three.patches))
@@ -126,14 +132,14 @@ def pooled(network: ScaleAlibi, batches: ImageBatches, number: int) -> dict[str,
     return {name: network.heads[name.split()[0]].pooled(encode(network, name, view)) for name, view in views.items()}
 
 
-def in_cells(network: ScaleAlibi, batches: ImageBatches, number: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """What the radar and the RGB head are given for cells of 128 px windows of the California pairs."""
+def in_cells(network: ScaleAlibi, batches: ImageBatches, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the radar and the RGB head are given for 16 cells each of 32 California windows, ``[32, 16, P]``."""
     source = next(s for s in batches.sources if s.name == "california")
-    views = {name: Cut(stack=name, sizes=((128, 1),)) for name in ("sar", "rgb")}
+    views = {name: Cut(stack=name, sizes=((128, 1),), jitter=LIGHT) for name in ("sar", "rgb")}
     windows = ImageBatches([replace(source, views=views)]).views(np.arange(32), np.random.default_rng((2, number)))
-    tokens = [encode(network, name, windows[name]) for name in ("sar", "rgb")]
-    for sar, rgb in zip(*(t.cells(4) for t in tokens), strict=True):
-        yield network.heads["sar"].pooled(sar), network.heads["rgb"].pooled(rgb)
+    tokens = {name: encode(network, name, windows[name]).cells(4) for name in ("sar", "rgb")}
+    sar, rgb = (torch.stack([network.heads[n].pooled(cell) for cell in cells], 1) for n, cells in tokens.items())
+    return sar, rgb
 
 
 @torch.no_grad()
@@ -166,8 +172,8 @@ def ridge(x: torch.Tensor, y: torch.Tensor) -> Affine:
     return matrix, y.mean(0) - matrix @ x.mean(0)
 
 
-def canonical(x: torch.Tensor, y: torch.Tensor) -> tuple[Affine, Affine]:
-    """Both to the ``SHARED`` directions that agree most, those that agree more counting more.
+def canonical(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Matrices ``[SHARED, P]`` to the directions that agree most, those that agree more counting more.
 
     Features are standardised one by one, and covariances raised by ``DAMPING`` of their mean variance.
     """
@@ -178,12 +184,10 @@ def canonical(x: torch.Tensor, y: torch.Tensor) -> tuple[Affine, Affine]:
         values, vectors = torch.linalg.eigh(torch.cov(v.T))
         roots.append((vectors * (values + DAMPING * values.mean()).rsqrt()) @ vectors.T)
     left, agreement, right = torch.linalg.svd(roots[0] @ (a.T @ b / len(a)) @ roots[1])
+    weight = agreement[:SHARED].sqrt()
     sides = (left[:, :SHARED], right[:SHARED].T)
-    matrices = [
-        (scale.unsqueeze(1) * root @ side * agreement[:SHARED].sqrt()).T
-        for scale, root, side in zip(scales, roots, sides, strict=True)
-    ]
-    return (matrices[0], -matrices[0] @ x.mean(0)), (matrices[1], -matrices[1] @ y.mean(0))
+    first, second = ((s.unsqueeze(1) * r @ side * weight).T for s, r, side in zip(scales, roots, sides, strict=True))
+    return first, second
 
 
 @torch.no_grad()

@@ -31,11 +31,12 @@ class Query:
     """What the user asks; texts as typed, and checked here: before anything is loaded.
 
     Raises:
-        AlidadeError: neither or both of ``like`` and ``at``, or a text that cannot be understood.
+        AlidadeError: none or several of ``like``, ``at`` and ``text``, or an option that cannot be understood.
     """
 
     like: str | None = None
     at: str | None = None
+    text: str | None = None
     bbox: str | None = None
     time: str | None = None
     sensor: str | None = None
@@ -44,11 +45,13 @@ class Query:
 
     def __post_init__(self) -> None:
         """Read every text once; see the class for what is refused."""
-        if (self.like is None) == (self.at is None):
+        asked = {"--text": self.text, "--like": self.like, "--at": self.at}
+        given = [option for option, value in asked.items() if value is not None]
+        if len(given) != 1:
             raise AlidadeError(
                 "query",
-                got="neither --like nor --at" if self.like is None else "both --like and --at",
-                expected="one of --like FILE and --at LON,LAT",
+                got=" and ".join(given) or "none of --text, --like and --at",
+                expected="one of --text WORDS, --like FILE and --at LON,LAT",
                 next_step="Say what the tiles should be like.",
             )
         check_k(self.k)
@@ -182,26 +185,29 @@ def ask(
         loaded: a model that is there already.
     """
     declared = query.declared
+    colours: Colours | None = None
     if query.at is not None:
         place = scanner.at(*parse_point(query.at))
         vector, name = place.embedding, f"the tile at {query.at}"
         try:
-            colours: Colours | None = row_colours(scanner, place.row, declared)
+            colours = row_colours(scanner, place.row, declared)
         except AlidadeError as error:
             err.print(f"no picture of the query: {error}")
-            colours = None
         identity = scanner.archive.header.model
     else:
-        assert query.like is not None
         known = loaded or load(model or DEFAULT, weights=weights)
-        raster = read_query(query.like, declared, scanner.archive.header.tile)
-        vector, colours = known.embed(raster)[0], of_raster(raster)
-        name, identity = Path(query.like).name, known.identity
-        if not known.aligned and query.sensor is None and scanner.sensors - {raster.sensor.id}:
-            err.print(
-                f"note: {identity} has not learned to compare sensors: scores between {raster.sensor.id} and other "
-                f"sensors mean nothing. Add --only-sensor {raster.sensor.id}."
-            )
+        identity = known.identity
+        if query.text is not None:
+            vector, name = known.embed_text([query.text])[0], f'"{query.text}"'
+        else:
+            assert query.like is not None
+            raster = read_query(query.like, declared, scanner.archive.header.tile)
+            vector, colours, name = known.embed(raster)[0], of_raster(raster), Path(query.like).name
+            if not known.aligned and query.sensor is None and scanner.sensors - {raster.sensor.id}:
+                err.print(
+                    f"note: {identity} has not learned to compare sensors: scores between {raster.sensor.id} and other "
+                    f"sensors mean nothing. Add --only-sensor {raster.sensor.id}."
+                )
     conditions = query.conditions()
     hits = scanner.search(
         vector,

@@ -70,6 +70,7 @@ def embed(
 
 def search(
     archive: Annotated[Path, typer.Argument(help="Directory of the archive.")],
+    text: Annotated[str | None, typer.Option(help="Find tiles that show this, in words.")] = None,
     like: Annotated[str | None, typer.Option(help="Find tiles like this GeoTIFF.")] = None,
     at: Annotated[str | None, typer.Option(metavar="LON,LAT", help="Find tiles like the one at this place.")] = None,
     bbox: Annotated[str | None, typer.Option(metavar="W,S,E,N", help="Only tiles that touch this box.")] = None,
@@ -93,12 +94,13 @@ def search(
     gsd: opt.Gsd = None,
     as_json: opt.Json = False,
 ) -> None:
-    """Find the tiles of an archive that are most like an image or a place, exactly."""
+    """Find the tiles of an archive that show what words say, or are most like an image or a place."""
     from alidade.cli.archive import Query, run_search
 
     query = Query(
         like=like,
         at=at,
+        text=text,
         bbox=bbox,
         time=time,
         sensor=only,
@@ -146,7 +148,7 @@ def bench(
 
         rows = bench_attention(rounds=rounds)
     elif what == "train":
-        train.check_extra()
+        train.check_extra("alidade bench train")
         from alidade.cli.bench_train import run_bench_train
 
         rows = run_bench_train(layers=layers, batch=batch, rounds=rounds)

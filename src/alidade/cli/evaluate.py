@@ -155,7 +155,8 @@ def cross_sensor(
                 cut = (in_cells(encoders[0], count), in_cells(encoders[1], count)) if count > 1 else encoders
                 if name == "grey-texture":
                     yield from measure_retrieval(cut, pairs, stamp, cells=count)
-                yield from measure_retrieval(cut, pairs, stamp, fitted_on=train, cells=count)
+                for relative in (False, True) if count > 1 else (False,):
+                    yield from measure_retrieval(cut, pairs, stamp, fitted_on=train, cells=count, relative=relative)
         for loaded in _models(model):
             for count in parts:
                 encoders = (

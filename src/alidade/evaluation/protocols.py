@@ -86,6 +86,7 @@ def measure_retrieval(
     fitted_on: Pairs | None = None,
     told_gsd_m: float | None = None,
     cells: int = 1,
+    relative: bool = False,
 ) -> Iterator[Result]:
     """Recall at 1 and 10 from radar to optical windows and back, over all windows of ``pairs``.
 
@@ -97,17 +98,21 @@ def measure_retrieval(
             first; without them the features are compared as they are.
         told_gsd_m: a ground sample distance to tell instead of the true one.
         cells: what the encoders pool apart across and down, for the condition's name.
+        relative: with ``fitted_on``, each cell's features less the mean of its window's, as models compare cells
+            between sensors.
     """
 
     def both(of: Pairs) -> tuple[Features, Features]:
         told = None if told_gsd_m is None else np.full(len(of.sar), told_gsd_m)
-        return (
+        found = (
             features(encoders[0], of.sar, gsd_m=told),
             features(encoders[1], of.optical, gsd_m=told),
         )
+        return (_less_mean(found[0], cells), _less_mean(found[1], cells)) if relative else found
 
     sar, optical = both(pairs)
     conditions = [f"{cells} x {cells} cells"] if cells > 1 else []
+    conditions += ["relative"] if relative else []
     conditions += [] if told_gsd_m is None else [f"GSD told as {told_gsd_m:g} m"]
     condition = ", ".join(conditions) or "as is"
     settings: dict[str, object] = {"told": told_gsd_m}
@@ -181,6 +186,12 @@ def _row(
         high=found.high,
         time=now(),
     )
+
+
+def _less_mean(values: Features, cells: int) -> Features:
+    """Features ``[N, cells²·D]`` less the mean over each image's cells."""
+    apart = values.reshape(len(values), cells**2, -1)
+    return np.asarray(apart - apart.mean(axis=1, keepdims=True)).reshape(values.shape)
 
 
 def _nothing(pixels: NDArray[Any], gsd_m: NDArray[np.float64], /) -> Features:

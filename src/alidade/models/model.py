@@ -23,6 +23,7 @@ from alidade.models.precision import Precision, choose_precision
 from alidade.models.scale_alibi import ScaleAlibi
 from alidade.models.tokens import Tokens
 from alidade.models.weights import identity
+from alidade.models.words import Words
 
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 MAX_TOKENS = 4096
@@ -53,11 +54,20 @@ class Model:
         identity: name and hash of the weights; archives remember it.
         precision: the compute dtype and why it was chosen.
         network: the ``ScaleAlibi`` underneath, for training and experiments.
+        words: what takes texts into the space of its embeddings; None for a model that knows no words.
     """
 
-    def __init__(self, network: ScaleAlibi, *, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        network: ScaleAlibi,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        words: Words | None = None,
+    ) -> None:
         # the identity is taken in float32, before the cast: it names the space, not the number format
         self.identity = identity(network)
+        self.words = words
         self.precision = choose_precision(device) if dtype is None else Precision(dtype, "asked for")
         self.network = network.to(device).cast(self.precision.dtype).eval().requires_grad_(False)
 
@@ -145,20 +155,39 @@ class Model:
                     out[part] = self.pool_cells(self._encode([items[i] for i in part]), cells, shared).cpu().numpy()
         return out
 
+    def embed_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Unit vectors ``[N, D]`` float32 of sentences, to be compared with ``embed``'s by cosine.
+
+        Raises:
+            ModelError: the model knows no words.
+            TextError: see ``Words.embed``.
+        """
+        if self.words is None:
+            raise ModelError(
+                f"{self.network.config.name}: text",
+                got="a model without words",
+                expected="one whose image embeddings were aligned with a text encoder",
+                next_step="Use alidade-tiny, or align this model with `alidade train align`.",
+            )
+        return self.words.embed(texts)
+
     def pool_cells(self, tokens: Tokens, cells: int, shared: bool = False) -> Tensor:
         """One unit vector per image, ``[B, cells²·D]`` float32: its cells' embeddings row by row, one after the other.
 
-        Cells keep their lengths, so that a cell like all others says less than one that stands out.
+        Cells keep their lengths, so that a cell like all others says less than one that stands out. Between sensors
+        (``shared``) the mean of an image's cells is taken off each: light, season and place shift whole images.
 
         Args:
             tokens: of ``encode``.
             cells: across and down.
             shared: see ``embed``.
         """
-        length = self._length(shared)
         with torch.inference_mode():
-            parts = [self.network.pool(cell).float()[:, :length] for cell in tokens.cells(cells)]
-            return F.normalize(torch.cat(parts, dim=-1), dim=-1)
+            parts = torch.stack([self.network.pool(cell).float() for cell in tokens.cells(cells)], dim=1)
+            parts = parts[..., : self._length(shared)]
+            if shared and cells > 1:
+                parts = parts - parts.mean(dim=1, keepdim=True)
+            return F.normalize(parts.flatten(1), dim=-1)
 
     def _length(self, shared: bool) -> int:
         return (self.network.config.shared or self.dim) if shared else self.dim

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from alidade.errors import ModelError
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -44,3 +46,20 @@ def processor_flags() -> frozenset[str]:
         if line.lower().startswith(("flags", "features")):
             return frozenset(line.partition(":")[2].split())
     return frozenset()
+
+
+def check_device(device: str, dtype: torch.dtype | None) -> None:
+    """Refuse what cannot compute here.
+
+    Raises:
+        ModelError: an unknown or absent device, or a dtype other than float32 and bfloat16.
+    """
+    there = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if device not in there and not (device == "cuda" and len(there) > 1):
+        raise ModelError(
+            "device", got=repr(device), expected=f"one of {', '.join(there)}", next_step="Choose one that is there."
+        )
+    if dtype not in (None, torch.float32, torch.bfloat16):
+        raise ModelError(
+            "dtype", got=dtype, expected="torch.float32 or torch.bfloat16", next_step="Leave it out to have it chosen."
+        )

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import torch
 
-from alidade.errors import ModelError, WeightsError
+from alidade.errors import WeightsError
 from alidade.models import croma
 from alidade.models.model import Model
-from alidade.models.weights import load_model
+from alidade.models.precision import check_device
+from alidade.models.weights import identity, load_model
+from alidade.models.words import load_words
 
 SHIPPED = Path(__file__).parents[1] / "weights"
 DEFAULT = "alidade-tiny"
@@ -66,21 +68,5 @@ def load(
             expected=f"one of {', '.join(models())}, or a directory with config.json",
             next_step="Check the spelling, or pass the path of a saved model.",
         )
-    return Model(load_model(directory), device=device, dtype=dtype)
-
-
-def check_device(device: str, dtype: torch.dtype | None) -> None:
-    """Refuse what cannot compute here.
-
-    Raises:
-        ModelError: an unknown or absent device, or a dtype other than float32 and bfloat16.
-    """
-    there = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    if device not in there and not (device == "cuda" and len(there) > 1):
-        raise ModelError(
-            "device", got=repr(device), expected=f"one of {', '.join(there)}", next_step="Choose one that is there."
-        )
-    if dtype not in (None, torch.float32, torch.bfloat16):
-        raise ModelError(
-            "dtype", got=dtype, expected="torch.float32 or torch.bfloat16", next_step="Leave it out to have it chosen."
-        )
+    network = load_model(directory)
+    return Model(network, device=device, dtype=dtype, words=load_words(directory, identity(network)))
