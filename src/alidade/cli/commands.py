@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from alidade.cli import ablate, evaluate, tiles, tiles_import, tiles_synthetic, train
+from alidade.cli import ablate, classify, evaluate, tiles, tiles_import, tiles_synthetic, train
 from alidade.cli import options as opt
 from alidade.errors import AlidadeError
 
@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
     """Add all commands to the application."""
     for command in (inspect, embed, search, models, bench, demo):
         app.command()(command)
+    classify.register(app)
     group = tiles.register(app)
     tiles_import.register_import(group)
     tiles_synthetic.register_synthetic(group)
