@@ -33,7 +33,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import load_file
 
 from alidade.imagery.bands import Encoding, Unit
-from alidade.training.pretrain import PretrainConfig, Report, TrainingError, pretrain
+from alidade.training.loop import Report
+from alidade.training.pretrain import PretrainConfig, pretrain
+from alidade.training.processes import TrainingError
 from alidade.training.store_batches import Size, StoreBatches, model_for
 from alidade.training.tiles.schema import Sample, SampleView, ViewSpec
 from alidade.training.tiles.store import TileStore

@@ -17,7 +17,8 @@ from alidade.imagery.sensors import sensor
 from alidade.models.config import DecoderConfig, ScaleAlibiConfig, TowerConfig
 from alidade.models.positions import PositionConfig
 from alidade.training.augment import View, coarser, turn
-from alidade.training.pretrain import PretrainConfig, Report, pretrain
+from alidade.training.loop import Report
+from alidade.training.pretrain import PretrainConfig, pretrain
 
 TOWER = TowerConfig(
     name="rgb",
@@ -42,13 +43,20 @@ CONFIG = PretrainConfig(
 
 
 class Made:
-    """Sixty-four smooth random images, seen at 10 m and, area-averaged, at 20 m."""
+    """Sixty-four smooth random images, seen at 10 m and, area-averaged, at 20 m.
 
-    def __init__(self, poison: int | None = None, slow: float = 0.0) -> None:
+    With ``holes`` every second image is known along its left edge only.
+    """
+
+    def __init__(self, poison: int | None = None, slow: float = 0.0, holes: bool = False) -> None:
         generator = torch.Generator().manual_seed(0)
         coarse = torch.randn(64, 3, 4, 4, generator=generator)
         self.images = torch.nn.functional.interpolate(coarse, scale_factor=8, mode="bilinear")
         self.slow = slow
+        self.known = torch.ones(64, 32, 32, dtype=torch.bool)
+        if holes:
+            self.known[::2, :, 12:] = False
+        self.identity = f"sixty-four made images, poisoned: {poison}, with holes: {holes}"
         if poison is not None:
             self.images[poison] = torch.nan
 
@@ -57,10 +65,11 @@ class Made:
 
     def views(self, ids: np.ndarray, rng: np.random.Generator) -> dict[str, View]:
         time.sleep(self.slow)
-        pixels = self.images[torch.from_numpy(ids)]
+        chosen = torch.from_numpy(ids)
+        pixels = self.images[chosen]
         fine = View(
             pixels=pixels,
-            valid=torch.ones(len(ids), 32, 32, dtype=torch.bool),
+            valid=self.known[chosen],
             gsd_m=(10.0, 10.0),
             present=torch.ones(len(ids), dtype=torch.bool),
             days=torch.full((len(ids),), torch.nan, dtype=torch.float64),
@@ -85,6 +94,7 @@ def main() -> None:
     parser.add_argument("--until", type=int, help="stop by SIGTERM after so many steps")
     parser.add_argument("--batch", type=int, help="samples a process; with two towers and a fusion")
     parser.add_argument("--shard", action="store_true")
+    parser.add_argument("--holes", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -95,7 +105,7 @@ def main() -> None:
         if report.step == options.until:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    pretrain(config, Made(slow=options.slow), options.folder, shard=options.shard, report=stop)
+    pretrain(config, Made(slow=options.slow, holes=options.holes), options.folder, shard=options.shard, report=stop)
 
 
 if __name__ == "__main__":

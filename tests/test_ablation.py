@@ -33,7 +33,8 @@ from alidade.imagery.sensors import sensor
 from alidade.models.positions import VARIANTS
 from alidade.models.scale_alibi import ScaleAlibi
 from alidade.training.image_batches import Stack
-from alidade.training.pretrain import Report, build, make_batches, pretrain
+from alidade.training.loop import Report, make_batches
+from alidade.training.pretrain import build, pretrain
 from eval_pack import write_pack
 
 TINY = AblationConfig(variants=("none", "metres"), seeds=1, steps=3, batch=4, width=32, depth=1, heads=2)

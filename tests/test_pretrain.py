@@ -25,16 +25,9 @@ from safetensors.torch import load_file, save_file
 from alidade.models.weights import load_model
 from alidade.training.ahead import Ahead
 from alidade.training.checkpoint import Checkpoint, CheckpointError, read_checkpoint, save_checkpoint
+from alidade.training.loop import Report, make_batches, make_optimizer, sample_ids
 from alidade.training.objectives import contrastive_losses
-from alidade.training.pretrain import (
-    PretrainConfig,
-    Report,
-    build,
-    make_batches,
-    make_optimizer,
-    pretrain,
-    sample_ids,
-)
+from alidade.training.pretrain import PretrainConfig, build, pretrain
 from alidade.training.pretrainer import Pretrainer
 from alidade.training.processes import Processes, TrainingError, whole_moments, whole_weights
 from pretrain_worker import CONFIG, Made, two_towers

@@ -127,6 +127,42 @@ def test_wrong_options_are_one_line(
     assert not out.exists()
 
 
+def test_a_seed_below_zero_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was a traceback from numpy's generator, after the folder had been made."""
+    assert run(monkeypatch, "train", "pretrain", tmp_path / "no", "--out", tmp_path / "run", "--seed", -1) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "Invalid value for '--seed'" in told
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("train pretrain", ("store", "--out", "run")),
+        ("ablate bias", ("--data", "pack", "--results", "results.jsonl")),
+        ("bench train", ()),
+    ],
+)
+def test_an_installation_that_cannot_train_is_told_by_the_command_that_was_asked_for(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    options: tuple[str, ...],
+) -> None:
+    """`alidade ablate bias` blamed `alidade train`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("alidade.cli.train.find_spec", lambda name: None)
+    assert run(monkeypatch, *command.split(), *options) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"error: alidade {command}: got an installation without accelerate and tensorboard, expected the extra "
+        "`train`. Install it: pip install 'alidade[train]' (in a clone: pip install -e '.[train]')."
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_missing_store_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -49,6 +49,11 @@ class NestedBatches:
     def __len__(self) -> int:
         return len(self.others)
 
+    @property
+    def identity(self) -> str:
+        """See ``loop.Data``."""
+        return f"{self.others.identity}; nested views of {self.images.identity}, share {self.share}"
+
     def views(self, ids: NDArray[np.int64], rng: np.random.Generator) -> dict[str, View]:
         """One batch of ``len(ids)`` samples, drawn with ``rng``."""
         if rng.random() >= self.share:

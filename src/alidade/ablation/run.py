@@ -38,7 +38,8 @@ from alidade.imagery.atomic import atomic_write
 from alidade.models.scale_alibi import ScaleAlibi, initialise
 from alidade.training.augment import View
 from alidade.training.image_batches import ImageBatches
-from alidade.training.pretrain import Batches, PretrainConfig, Report, pretrain
+from alidade.training.loop import Report
+from alidade.training.pretrain import Batches, PretrainConfig, pretrain
 
 PREFIX = "bias ablation: "
 COMPUTE = PREFIX + "compute"
@@ -201,6 +202,11 @@ class Counted:
 
     def __len__(self) -> int:
         return len(self._inner)
+
+    @property
+    def identity(self) -> str:
+        """Of the inner batches."""
+        return self._inner.identity
 
     def views(self, ids: NDArray[np.int64], rng: np.random.Generator) -> dict[str, View]:
         """One batch of the inner ones."""

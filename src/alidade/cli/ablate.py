@@ -13,7 +13,7 @@ from alidade.errors import AlidadeError
 
 if TYPE_CHECKING:
     from alidade.evaluation.results import Result
-    from alidade.training.pretrain import Report
+    from alidade.training.loop import Report
 
 PAGE = Path("docs/results/bias-ablation.md")
 Into = Annotated[Path, typer.Option("--results", help="Results file; lines are added, scores to the file beside it.")]
@@ -49,7 +49,7 @@ def bias(
     """
     from alidade.cli.train import check_extra
 
-    check_extra()
+    check_extra("alidade ablate bias")
     from alidade.ablation.config import AblationConfig
     from alidade.ablation.run import run_ablation
     from alidade.evaluation.results import commit_of

@@ -21,7 +21,8 @@ from alidade.models.positions import PositionConfig
 from alidade.models.precision import choose_precision
 from alidade.models.scale_alibi import ScaleAlibi, initialise
 from alidade.training.augment import View
-from alidade.training.pretrain import PretrainConfig, Report, make_optimizer, pretrain
+from alidade.training.loop import Report, make_optimizer
+from alidade.training.pretrain import PretrainConfig, pretrain
 from alidade.training.pretrainer import Pretrainer
 from alidade.training.store_batches import SIZES, StoreBatches, model_for
 from alidade.training.tiles.schema import Sample, SampleView, ViewSpec

@@ -18,17 +18,20 @@ if TYPE_CHECKING:
     from rich.console import Group
 
     from alidade.models.precision import Precision
-    from alidade.training.pretrain import Report
+    from alidade.training.loop import Report
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def register(app: typer.Typer) -> None:
     """Add ``train`` and its commands to the application."""
-    train = typer.Typer(help="Make models from aligned tiles.", no_args_is_help=True)
+    from alidade.cli.train_align import register_align
+    from alidade.cli.train_distill import register_distill
+
+    train = typer.Typer(help="Make models: pretrain, distil, align with words.", no_args_is_help=True)
     train.command()(pretrain)
-    # a group even while it has one command
-    train.callback()(lambda: None)
+    register_distill(train)
+    register_align(train)
     app.add_typer(train, name="train")
 
 
@@ -50,7 +53,7 @@ def pretrain(
     shard: Annotated[
         bool, typer.Option("--shard", help="Under torchrun: each process holds only its share of the weights (FSDP2).")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON per step on stdout.")] = False,
 ) -> None:
@@ -58,7 +61,7 @@ def pretrain(
 
     Several processes: torchrun --nproc-per-node N --no-python alidade train pretrain ...
     """
-    check_extra()
+    check_extra("alidade train pretrain")
     from alidade.cli.output import err
     from alidade.cli.output import out as stdout
     from alidade.training.pretrain import PretrainConfig
@@ -100,15 +103,18 @@ def pretrain(
         (err if as_json else stdout).print(f"model saved: {out / 'model'} (load it with --model {out / 'model'})")
 
 
-def check_extra() -> None:
+def check_extra(command: str) -> None:
     """Refuse to train in an installation without what only training needs.
+
+    Args:
+        command: what was asked for, such as ``"alidade train pretrain"``.
 
     Raises:
         AlidadeError: naming the missing packages.
     """
     if missing := [name for name in ("accelerate", "tensorboard") if find_spec(name) is None]:
         raise AlidadeError(
-            "alidade train",
+            command,
             got=f"an installation without {' and '.join(missing)}",
             expected="the extra `train`",
             next_step="Install it: pip install 'alidade[train]' (in a clone: pip install -e '.[train]').",

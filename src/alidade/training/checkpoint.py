@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 import re
@@ -22,6 +23,8 @@ from alidade.imagery.atomic import atomic_write, is_temporary
 
 MARKER = "latest"
 RECIPE = "recipe.json"
+DATA = "data.txt"
+"""The identity of what a run draws its batches from."""
 KEPT = 2
 """Checkpoints that stay; older ones are removed once a newer one is marked."""
 
@@ -45,31 +48,66 @@ class Checkpoint:
     moments: dict[str, Any]
 
 
-def begin_run(folder: Path, recipe: str) -> None:
-    """Make or enter a run's folder, and clear away what a killed process left half written.
+def begin_run(folder: Path, recipe: str, data: str) -> None:
+    """Make or enter a run's folder, and clear away what a killed process left half written or did not clear away.
+
+    A run that was begun before runs kept the identity of their data has none: it goes on with what it is given, which
+    is logged as a warning, and keeps to that from then on.
 
     Raises:
-        CheckpointError: the folder holds a run with another recipe, or something that is no run.
-        OSError: it cannot be made or written to.
+        CheckpointError: see ``check_run``.
+        OSError: the folder cannot be made or written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / RECIPE
-    if path.is_file():
-        _check_recipe(folder, path.read_text(encoding="utf-8", errors="replace"), recipe)
-    elif not (folder / MARKER).exists() and (others := [p.name for p in folder.iterdir() if p.name[0] != "."]):
-        raise CheckpointError(
-            f"{folder}",
-            got=f"a folder that holds something else ({', '.join(sorted(others)[:3])})",
-            expected="an empty folder, or one that a run was started in",
-            next_step="Name another one with --out.",
-        )
+    check_run(folder, recipe, data)
     for torn in folder.glob(".step-*"):
         shutil.rmtree(torn)
     for part in folder.rglob(".*"):
         if is_temporary(part):
             part.unlink()
-    with atomic_write(path) as temporary:
-        temporary.write_text(recipe, encoding="utf-8")
+    marked = _marked(folder)
+    if marked is not None:
+        _prune(folder, marked)
+        if not (folder / DATA).exists():
+            logging.getLogger(__name__).warning(
+                "%s: this run does not say what data it began with; taken to be the present: %s", folder, data
+            )
+    for name, text in ((RECIPE, recipe), (DATA, data)):
+        with atomic_write(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def check_run(folder: Path, recipe: str, data: str) -> None:
+    """Whether a run may begin or go on in a folder; nothing is written.
+
+    Args:
+        folder: of the run; need not exist.
+        recipe: the run's config as text.
+        data: identity of what its batches are drawn from.
+
+    Raises:
+        CheckpointError: the folder holds a run with another recipe or other data, or something that is no run.
+        OSError: it cannot be read.
+    """
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    others = sorted(name for name in names if name[0] != ".")
+    if RECIPE in names:
+        _check_recipe(folder, (folder / RECIPE).read_text(encoding="utf-8", errors="replace"), recipe)
+    elif others and MARKER not in names:
+        raise CheckpointError(
+            f"{folder}",
+            got=f"a folder that holds something else ({', '.join(others[:3])})",
+            expected="an empty folder, or one that a run was started in",
+            next_step="Name another one with --out.",
+        )
+    begun_with = (folder / DATA).read_text(encoding="utf-8", errors="replace") if DATA in names else data
+    if begun_with != data:
+        raise CheckpointError(
+            f"{folder}: data",
+            got=data,
+            expected=f"what the run was begun with: {begun_with}",
+            next_step="Resume with the same data, or start in an empty folder.",
+        )
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, recipe: str) -> None:
@@ -83,8 +121,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, recipe: str) -> None:
     Raises:
         OSError: the disk is full, or the folder cannot be written to.
     """
-    target = folder / f"step-{checkpoint.step:08d}"
-    temporary = folder / f".step-{checkpoint.step:08d}.{os.getpid()}"
+    target = folder / _name(checkpoint.step)
+    temporary = folder / f".{target.name}.{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
@@ -98,9 +136,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, recipe: str) -> None:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    for old in sorted(folder.glob("step-*"))[:-KEPT]:
-        if old != target:
-            shutil.rmtree(old)
+    for later in _steps(folder):
+        # of a run that was killed before it marked them, or that was taken back to an older one
+        if later > checkpoint.step:
+            shutil.rmtree(folder / _name(later))
+    _prune(folder, checkpoint.step)
 
 
 def read_checkpoint(folder: Path, recipe: str) -> Checkpoint | None:
@@ -115,12 +155,13 @@ def read_checkpoint(folder: Path, recipe: str) -> Checkpoint | None:
     name = marker.read_text(encoding="ascii", errors="replace").strip()
     checkpoint = folder / name
     try:
-        if not re.fullmatch(r"step-\d{8,}", name):
+        step = _step(name)
+        if step is None:
             raise ValueError(f"{marker} names {name!r}")
         made_by = (checkpoint / RECIPE).read_text(encoding="utf-8")
         _check_recipe(checkpoint, made_by, recipe)
         return Checkpoint(
-            step=int(name.removeprefix("step-")),
+            step=step,
             weights=load_file(checkpoint / "model.safetensors"),
             moments=torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True),
         )
@@ -150,6 +191,34 @@ def fit(checkpoint: Checkpoint, load: Callable[[], object], folder: Path) -> Non
             expected="those of the recipe, as this version of alidade builds it",
             next_step="Go on with the version that wrote it, or start in an empty folder.",
         ) from None
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _step(name: str) -> int | None:
+    """The step in a checkpoint's name, None when it is none."""
+    step = int(name.removeprefix("step-")) if re.fullmatch(r"step-\d{8,}", name) else None
+    return step if step is not None and _name(step) == name else None
+
+
+def _steps(folder: Path) -> list[int]:
+    """Of the checkpoints that are there, ascending."""
+    return sorted(step for path in folder.iterdir() if (step := _step(path.name)) is not None)
+
+
+def _marked(folder: Path) -> int | None:
+    """The step of the marked checkpoint, None where there is none."""
+    marker = folder / MARKER
+    step = _step(marker.read_text(encoding="ascii", errors="replace").strip()) if marker.is_file() else None
+    return step if step in _steps(folder) else None
+
+
+def _prune(folder: Path, marked: int) -> None:
+    """Remove what is older than the checkpoints that stay."""
+    for old in [step for step in _steps(folder) if step <= marked][:-KEPT]:
+        shutil.rmtree(folder / _name(old))
 
 
 def _check_recipe(where: Path, made_by: str, recipe: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,20 @@ from alidade.models.tokens import take
 
 ABSENT = -1e4
 """Logit of a sample whose sensor is missing: never a match, never a negative."""
+
+
+class Losses(NamedTuple):
+    """Scalars of one batch, by name; ``"total"`` is among them.
+
+    A tuple, because what wraps a module for several processes looks for tensors in tuples and dicts only.
+    """
+
+    by_name: dict[str, Tensor]
+
+    @property
+    def total(self) -> Tensor:
+        """What is minimised."""
+        return self.by_name["total"]
 
 
 class _Gather(torch.autograd.Function):
@@ -116,8 +130,10 @@ def standardised_patches(patches: Tensor) -> Tensor:
     return (patches - mean) / (patches.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
 
 
-def reconstruction_loss(predicted: Tensor, patches: Tensor, whole: Tensor, masked: Tensor) -> Tensor:
-    """Mean squared error on masked patches of one sensor at its own grid.
+def reconstruction_loss(
+    predicted: Tensor, patches: Tensor, whole: Tensor, masked: Tensor, count: Tensor | None = None
+) -> Tensor:
+    """Mean squared error on masked patches of one sensor at its own grid; zero where there is none to score.
 
     Patches with any pixel that is not real are no targets: the model would learn to predict the filling.
 
@@ -126,8 +142,12 @@ def reconstruction_loss(predicted: Tensor, patches: Tensor, whole: Tensor, maske
         patches: ``[B, N, P]`` normalised pixels of all patches (``encoder.patchify``).
         whole: ``[B, N]`` bool, patches whose pixels are all real.
         masked: ``[B, M]`` ids of the masked tokens.
+        count: scalar, what the sum over patches is divided by; the patches scored here when not given. Batches whose
+            losses are averaged need the mean of their counts: a mean of means would weigh a patch among many holes
+            more than one among few.
     """
     target = standardised_patches(take(patches, masked))
     weight = take(whole, masked).to(predicted.dtype)
     error = (predicted - target).square().mean(-1)
-    return (error * weight).sum() / weight.sum().clamp(min=1)
+    scored = weight.sum() if count is None else count
+    return (error * weight).sum() / torch.where(scored > 0, scored, 1.0)

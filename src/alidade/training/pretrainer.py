@@ -8,25 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from alidade.models.encoder import pad_to_patches, patchify, real_share
+from alidade.models.encoder import pad_to_patches, patch_validity, patchify, real_share
 from alidade.models.scale_alibi import ScaleAlibi
-from alidade.models.tokens import Places, Tokens, gather_places
+from alidade.models.tokens import Places, Tokens, gather_places, take
 from alidade.training.augment import View
-from alidade.training.objectives import contrastive_losses, random_split, reconstruction_loss
-
-
-class Losses(NamedTuple):
-    """Scalars of one batch, by name: ``"total"``, ``"contrast a-b"`` and ``"reconstruction a"``.
-
-    A tuple, because what wraps a module for several processes looks for tensors in tuples and dicts only.
-    """
-
-    by_name: dict[str, Tensor]
-
-    @property
-    def total(self) -> Tensor:
-        """What is minimised."""
-        return self.by_name["total"]
+from alidade.training.objectives import Losses, contrastive_losses, random_split, reconstruction_loss
 
 
 class Encoded(NamedTuple):
@@ -77,8 +63,15 @@ class Pretrainer(nn.Module):
         # CLIP's start (Radford et al. 2021): a temperature of 0.07; one row, since a scalar cannot be shared out
         self.log_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))
 
-    def forward(self, views: dict[str, View], seed: int) -> Losses:
-        """Losses of one batch; masks are drawn from ``seed``, so that a resumed run draws the same."""
+    def forward(self, views: dict[str, View], seed: int, count: Tensor | None = None) -> Losses:
+        """Losses ``"contrast a-b"``, ``"reconstruction a"`` and ``"total"`` of one batch.
+
+        Args:
+            views: the batch.
+            seed: of the masks, so that a resumed run draws the same.
+            count: what reconstruction's sums over patches are divided by, as ``self.count`` orders them; the patches
+                of this batch when not given.
+        """
         encoded = self.encode(views, seed)
         losses: dict[str, Tensor] = {}
         if self.contrast_weight > 0 and len(views) > 1:
@@ -88,8 +81,23 @@ class Pretrainer(nn.Module):
             losses |= {f"contrast {a}-{b}": loss for (a, b), loss in pairs.items()}
         if self.reconstruct_weight > 0:
             for name, view in views.items():
-                losses[f"reconstruction {name}"] = self.reconstruction(name, view, encoded)
+                scored = None if count is None else count[list(self.towers).index(name)]
+                losses[f"reconstruction {name}"] = self.reconstruction(name, view, encoded, scored)
         return Losses(losses | {"total": self._total(losses)})
+
+    def count(self, views: dict[str, View], seed: int) -> Tensor:
+        """How many patches reconstruction scores with these masks: ``[V]`` float32, in the order of ``towers``.
+
+        Views that are not in the batch have none.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        counts = torch.zeros(len(self.towers), device=self.log_scale.device)
+        for name, view in views.items():
+            patch = self.network.tower(self.towers[name]).patch
+            _, valid = pad_to_patches(view.pixels, view.valid, patch)
+            _, masked = random_split(patch_validity(valid, patch), self.keep, generator)
+            counts[list(self.towers).index(name)] = take(real_share(valid, patch) == 1, masked).sum()
+        return counts
 
     def encode(self, views: dict[str, View], seed: int) -> Encoded:
         """The views' tokens: a random share of each is kept, and run through the view's tower."""
@@ -107,8 +115,11 @@ class Pretrainer(nn.Module):
         with torch.autocast(self.log_scale.device.type, enabled=False):
             return {name: self.projector(self.network.pool(tokens)) for name, tokens in kept.items()}
 
-    def reconstruction(self, name: str, view: View, encoded: Encoded) -> Tensor:
-        """The loss of one view's masked patches, predicted from what was kept of all views."""
+    def reconstruction(self, name: str, view: View, encoded: Encoded, count: Tensor | None = None) -> Tensor:
+        """The loss of one view's masked patches, predicted from what was kept of all views.
+
+        See ``reconstruction_loss`` for ``count``.
+        """
         tower = self.network.tower(self.towers[name])
         context = encoded.kept[name]
         others = [t for n, t in encoded.kept.items() if n != name and t.sensor != context.sensor]
@@ -118,7 +129,7 @@ class Pretrainer(nn.Module):
         pixels, valid = pad_to_patches(view.pixels, view.valid, tower.patch)
         complete = real_share(valid, tower.patch) == 1
         patches = patchify(pixels, tower.patch)
-        return reconstruction_loss(predicted.to(torch.float32), patches, complete, encoded.masked[name])
+        return reconstruction_loss(predicted.to(torch.float32), patches, complete, encoded.masked[name], count)
 
     def _contrast(self, pooled: dict[str, Tensor], present: dict[str, Tensor]) -> dict[tuple[str, str], Tensor]:
         with torch.autocast(self.log_scale.device.type, enabled=False):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -96,16 +98,42 @@ class Processes:
         dist.all_reduce(told, dist.ReduceOp.MAX)
         return bool(told.item())
 
+    def mean(self, here: Tensor) -> Tensor:
+        """The mean of all processes' values; every process must ask, with as many."""
+        if self.count == 1:
+            return here
+        total = here.clone()
+        dist.all_reduce(total)
+        return total / self.count
+
+
+class StopSignal:
+    """Remembers SIGTERM and SIGINT instead of dying of them, while it is entered."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> StopSignal:
+        self._before = {s: signal.signal(s, self._remember) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
 
 def whole_weights(module: nn.Module) -> dict[str, Tensor]:
     """The module's state with shares put together, on the CPU; every process must ask."""
-    return {name: _whole(value) for name, value in module.state_dict().items()}
+    return {name: whole(value) for name, value in module.state_dict().items()}
 
 
 def whole_moments(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The optimiser's state with shares put together, on the CPU; every process must ask."""
     found = optimizer.state_dict()
-    return found | {"state": {i: {k: _whole(v) for k, v in state.items()} for i, state in found["state"].items()}}
+    return found | {"state": {i: {k: whole(v) for k, v in state.items()} for i, state in found["state"].items()}}
 
 
 def load_moments(optimizer: torch.optim.Optimizer, moments: dict[str, Any]) -> None:
@@ -122,7 +150,8 @@ def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
         yield from group["params"]
 
 
-def _whole(value: Tensor) -> Tensor:
+def whole(value: Tensor) -> Tensor:
+    """A tensor with its shares put together, on the CPU; every process must ask."""
     value = value.detach()
     return (value.full_tensor() if isinstance(value, DTensor) else value).cpu().contiguous()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +14,7 @@ from alidade.imagery.normalize import Normalization
 from alidade.models.config import DecoderConfig, ScaleAlibiConfig, TowerConfig
 from alidade.models.positions import PositionConfig
 from alidade.training.augment import View, coarser, turn
+from alidade.training.tiles.schema import Header
 from alidade.training.tiles.store import TileStore, ViewBatch, normalise
 
 
@@ -66,7 +69,7 @@ class StoreBatches:
     """
 
     def __init__(self, store: TileStore, *, split: str, patch: int, factors: tuple[int, ...] = (1, 2, 4)) -> None:
-        self.store, self.patch, self.factors = store, patch, factors
+        self.store, self.split, self.patch, self.factors = store, split, patch, factors
         self.ids = store.select(split=split)
         for name, spec in store.views.items():
             if 2 * patch > spec.side:
@@ -87,6 +90,15 @@ class StoreBatches:
     def __len__(self) -> int:
         """Number of samples."""
         return len(self.ids)
+
+    @property
+    def identity(self) -> str:
+        """See ``loop.Data``: the bytes that the store holds, wherever it lies, and what is drawn from them."""
+        header = Header(views=self.store.views, ground_m=self.store.ground_m).to_json()
+        files = [[*shard.files.items()] for shard in self.store.shards]
+        tiles = hashlib.sha256(json.dumps([header, files]).encode()).hexdigest()[:12]
+        factors = ", ".join(map(str, self.factors))
+        return f"tiles {tiles}, {len(self)} samples of split {self.split!r}, patch {self.patch}, coarser by {factors}"
 
     def views(self, ids: np.ndarray, rng: np.random.Generator) -> dict[str, View]:
         """One batch, every view of the store."""
