@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ import pytest
 from affine import Affine
 
 from alidade.cli import main
+from alidade.cli.output import Bar, ImportBar, TilesBar
 from make_fixtures import display, meadow, sparse_tif, vrt_of, write_tif
 
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -44,7 +46,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Radar, 13-band optical and aerial scenes in one archive, made by the real command."""
     folder = tmp_path_factory.mktemp("archive") / "a"
     command = [sys.executable, "-c", "from alidade.cli import main; main()", "embed", RADAR, RIVER, "--out", folder]
-    subprocess.run([*map(str, command), str(SAMPLES / "ucmerced")], check=True, timeout=120, capture_output=True)
+    subprocess.run([*map(str, command), str(SAMPLES / "ucmerced")], check=True, timeout=400, capture_output=True)
     return folder
 
 
@@ -109,8 +111,8 @@ def test_filters_narrow_the_answer(run: Run, archive: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "got neither --like nor --at, expected one of"),
-        (("--like", "x.tif", "--at", "1,2"), "got both --like and --at"),
+        ((), "got none of --text, --like and --at, expected one of"),
+        (("--like", "x.tif", "--at", "1,2"), "got --like and --at, expected one of"),
         (("--at", "100,80"), "tile at 100,80: got none, expected a point inside the archive"),
         (("--at", "somewhere"), "expected longitude,latitude in degrees"),
         (("--like", RIVER, "--bbox", "1,2,3"), "error: "),
@@ -278,3 +280,48 @@ def test_json_has_no_nan(run: Run, tmp_path: Path) -> None:
     code, out, _ = run("inspect", path, "--sensor", "sentinel-1-grd", "--unit", "dB", "--json")
     assert code == 0
     assert "NaN" not in out
+
+
+@pytest.mark.parametrize("kind", [Bar, TilesBar, ImportBar])
+def test_bars_tell_count_rate_and_time_left_on_stderr(
+    kind: type[Bar | TilesBar | ImportBar], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("alidade.cli.output.time", SimpleNamespace(monotonic=lambda: now[0]))
+    with kind() as bar:
+        now[0] = 190.0  # looking through the input is not work done
+        if isinstance(bar, Bar):
+            unit, doing = "tiles", "embedding 1,200 scenes"
+            bar.started(tiles=3000, sources=1200)
+        elif isinstance(bar, TilesBar):
+            unit, doing = "squares", "aligning 1,200 scenes"
+            bar.started(squares=3000, scenes=1200)
+        else:
+            unit, doing = "samples", "importing"
+            bar.started(samples=3000)
+        now[0] = 191.0
+        for _ in range(2):
+            now[0] += 0.5
+            move(bar, 625)
+    told = capsys.readouterr()
+    assert told.out == ""
+    shown = " ".join(told.err.split())
+    assert shown.startswith(doing)
+    assert f"1250/3000 {unit} 625.0/s " in shown
+    assert shown.endswith(" left")
+
+
+def move(bar: Bar | TilesBar | ImportBar, count: int) -> None:
+    """Move on by so many, as the work that the bar is for does."""
+    if isinstance(bar, Bar):
+        bar.advanced(tiles=count, source="a.tif")
+    elif isinstance(bar, TilesBar):
+        bar.advanced(squares=count)
+    else:
+        bar.advanced(samples=count)
+
+
+def test_a_bar_does_not_wait_for_torch() -> None:
+    probe = "import sys, alidade.cli.output; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["False"]

@@ -50,9 +50,19 @@ def test_one_sensor_twice_is_cut_apart_and_coarsened_truthfully() -> None:
     assert views["coarse"].gsd_m == (40.0, 40.0)
     assert views["fine"].pixels.shape == (5, 1, 16, 16)
     assert views["coarse"].pixels.shape == (5, 1, 8, 8)
-    # image numbers are the same in both views: sample i of each is one place
-    numbers = [view.pixels.amin(dim=(1, 2, 3)).round() for view in views.values()]
-    assert len(set(numbers[0].tolist())) > 1
+
+
+@pytest.mark.parametrize("count", [5, 12])
+def test_one_sensor_twice_shows_one_place_in_both_views(count: int) -> None:
+    # image i is 4 to the power of i all over: no cut, coarsening or jitter by up to 0.2 takes it for another one
+    stack = ramp(1)
+    flat = 4.0 ** np.arange(5, dtype=np.float16)[:, None, None, None] * np.ones_like(stack.pixels)
+    source = replace(ALONE, stacks={"a": replace(stack, pixels=flat)})
+    views = ImageBatches([source]).views(np.arange(count), np.random.default_rng(0))
+    fine, coarse = (view.pixels.mean(dim=(1, 2, 3)).log2().div(2).round().tolist() for view in views.values())
+    assert fine == coarse
+    assert set(fine) == {0, 1, 2, 3, 4}
+    assert fine != sorted(fine), "drawn by chance, so that equal numbers are no accident of the order"
 
 
 def test_a_batch_is_drawn_from_its_generator_alone() -> None:

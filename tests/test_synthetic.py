@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from alidade.cli import tiles, tiles_synthetic, train
 from alidade.imagery.sensors import SENSORS
 from alidade.training.synthetic import make
-from alidade.training.synthetic.land import Cells, Cover
+from alidade.training.synthetic.land import CELL_M, Cells, Cover, is_water, land_of
 from alidade.training.synthetic.make import DEALT, sample_of, squares, synthesize
 from alidade.training.synthetic.noise import key, normal, smooth, speckle, uniform
 from alidade.training.synthetic.render import BANDS, LOOKS, OPTICAL, PICTURE, RADAR, Scene
@@ -105,7 +105,7 @@ DIGEST = """
 import hashlib
 from itertools import islice
 from alidade.training.synthetic.make import sample_of, squares
-square, split = next(iter(islice(squares(9, "train"), 5, 6)))
+square, split = next(iter(islice(squares(7, 9, "train"), 5, 6)))
 sample = sample_of(7, square, split)
 print(hashlib.sha256(b"".join(v.pixels.tobytes() for v in sample.views.values())).hexdigest())
 """
@@ -113,11 +113,44 @@ print(hashlib.sha256(b"".join(v.pixels.tobytes() for v in sample.views.values())
 
 def test_another_process_sees_the_same() -> None:
     done = subprocess.run([sys.executable, "-c", DIGEST], check=True, capture_output=True, text=True, timeout=120)
-    square, split = next(islice(squares(9, "train"), 5, 6))
+    square, split = next(islice(squares(7, 9, "train"), 5, 6))
     sample, other = sample_of(7, square, split), sample_of(8, square, split)
     ours = hashlib.sha256(b"".join(v.pixels.tobytes() for v in sample.views.values())).hexdigest()
     assert done.stdout.strip() == ours
     assert not np.array_equal(sample.views["hr"].pixels, other.views["hr"].pixels), "another seed, another world"
+
+
+@pytest.mark.parametrize(("level", "split"), [(11, "train"), (11, "val"), (11, "test"), (9, "train"), (13, "train")])
+def test_a_first_run_shows_land(level: int, split: str) -> None:
+    for seed in range(5):
+        watery = 0
+        for square, _ in islice(squares(seed, level, split), 6):
+            west, south, _, _ = square.bounds()
+            steps = np.linspace(0.0, square.side_m, 65)
+            watery += bool(is_water(seed, west + steps, south + steps).mean() > 0.5)
+        assert watery <= 1, seed
+
+
+@settings(max_examples=5)
+@given(st.integers(0, 9), st.integers(100_000, 400_000), st.integers(0, 4000))
+def test_water_is_told_as_the_land_has_it(seed: int, col: int, row: int) -> None:
+    cells = Cells(col=col, row=row, width=700, height=60)
+    xs, ys = (cells.columns[0] + 0.5) * CELL_M, (cells.rows[:, 0] + 0.5) * CELL_M
+    painted = land_of(seed, cells).cover == Cover.WATER
+    assert np.array_equal(is_water(seed, xs, ys), painted)
+    assert np.array_equal(is_water(seed, xs[3::50], ys[::7]), painted[::7, 3::50]), "wherever it is asked"
+
+
+def test_a_world_begins_on_land_and_goes_on_as_it_is() -> None:
+    everywhere = [s for s, _ in islice(make._all_squares(11, "train"), 520)]
+    drawn = [s for s, _ in islice(squares(0, 11, "train"), 400)]
+    begin = everywhere.index(drawn[0])
+    assert begin > 0, "this world's first squares are a lake"
+    assert drawn == everywhere[begin : begin + 400], "nothing is left out later"
+    shares = np.array([make.water_share(0, s) for s in everywhere])
+    assert (shares[begin : begin + make.FIRST] < make.LITTLE_WATER).all()
+    assert shares[begin : begin + 400].mean() == pytest.approx(shares.mean(), abs=0.04)
+    assert (shares[begin : begin + 400] > 0.5).sum() > 10, "lakes are there, later"
 
 
 # --- what sensors see of it
@@ -225,7 +258,7 @@ def test_a_store_is_made_resumed_and_marked(tmp_path: Path) -> None:
         values, good = normalise(spec, batch.pixels, batch.valid)
         assert good.all()
         assert abs(values.mean()) < 3, name
-    square, split = next(squares(9, "train"))
+    square, split = next(squares(3, 9, "train"))
     assert np.array_equal(sample_of(3, square, split).views["s1"].pixels, store[0].views["s1"].pixels[0])
 
 
@@ -258,7 +291,7 @@ def test_wrong_wishes_are_refused(tmp_path: Path) -> None:
 
 def test_the_squares_never_run_out_and_none_comes_twice() -> None:
     for split in ("test", {"train": 0.7, "val": 0.3}):
-        drawn = [s.key for s, _ in islice(squares(11, split), 3000)]  # type: ignore[arg-type]
+        drawn = [s.key for s, _ in islice(squares(0, 11, split), 3000)]  # type: ignore[arg-type]
         assert len(set(drawn)) == 3000
     assert make.VIEWS == {"s1": RADAR, "s2": OPTICAL, "hr": PICTURE}
 

@@ -10,6 +10,7 @@ import os
 import pickle
 import random
 import re
+import shlex
 import shutil
 import struct
 import subprocess
@@ -41,7 +42,7 @@ from pmtiles.writer import Writer
 from pyproj import CRS, Transformer
 from typer.testing import CliRunner
 
-from alidade.cli import tiles, tiles_import
+from alidade.cli import main, tiles, tiles_import
 from alidade.errors import AlidadeError, GridError, RasterError
 from alidade.imagery.bands import Unit
 from alidade.imagery.grid import Grid
@@ -972,6 +973,58 @@ def invoke(*arguments: object) -> tuple[int, str, str]:
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.stdout, result.stderr
+
+
+ROOT = Path(__file__).resolve().parents[1]
+STEP = re.compile(r"^    (alidade (?:[^\n]*\\\n)*[^\n]*)$|^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+"""A command as guides print it, or a piece of Python."""
+
+
+def what_the_guides_take_for_granted(folder: Path) -> None:
+    """The clone's samples, and data sets like those that people have: files that say nothing of themselves."""
+    (folder / "samples").symlink_to(ROOT / "samples")
+    for name in ("data/s1", "data/s2", "pictures/sar", "pictures/opt"):
+        (folder / name).mkdir(parents=True)
+    for i in (1, 2):
+        write_tif(folder / f"data/s1/000{i}.tif", decibels(seed=i), transform=corner(40 * i))
+        write_tif(folder / f"data/s2/000{i}.tif", meadow(L1C[1:5], side=32, seed=i), transform=corner(40 * i))
+        colours = np.random.default_rng(i).integers(1, 255, (3, 64, 64)).astype(np.uint8)
+        write_tif(folder / f"pictures/sar/{i}.tif", colours[:1], transform=corner(80 * i))
+        write_tif(folder / f"pictures/opt/{i}.tif", colours, transform=corner(80 * i))
+    two, one = "S2A_MSIL2A_20170613T93020_0_48", "S1A_IW_GRDH_1SDV_20170613T165043_33UUP_0_48"
+    s2_patch(folder / "BigEarthNet", two, 0, json_time="2017-06-13 09:30:20")
+    s1_patch(folder / "BigEarthNet", one, 0, two)
+
+
+@pytest.mark.parametrize(("guide", "steps", "stores"), [
+    ("tiles", 8, {"tiles": 39, "chosen": 5, "world": 8}),
+    ("stac", 6, {"pairs": 5, "optical": 1}),
+    ("import", 13, {"tiles": 1, "sample-pairs": 5, "told": 2, "picture-pairs": 32, "from-python": 32}),
+])  # fmt: skip
+def test_the_guides_run_as_printed(
+    guide: str, steps: int, stores: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    what_the_guides_take_for_granted(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    found = STEP.findall((ROOT / "docs" / "guides" / f"{guide}.md").read_text())
+    assert len(found) == steps
+    for command, code in found:
+        if code:
+            exec(compile(code, f"{guide}.md", "exec"), {})
+            continue
+        words = shlex.split(command.replace("\\\n", " "))
+        if any(word.startswith("https://") for word in words):
+            continue  # the one command that asks the open internet
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as stop:
+            main()
+        told = capsys.readouterr()
+        if words[1] == "inspect":
+            assert (stop.value.code, "error: " in told.err, "sensor" in told.err) == (2, True, True), command
+        else:
+            assert not stop.value.code, (command, told.err)
+    assert {name: len(TileStore.open(name)) for name in stores} == stores
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -453,6 +454,46 @@ def test_a_first_page_that_is_none_is_one_error(site: Site, tmp_path: Path) -> N
     ):
         with pytest.raises(RasterError, match=message):
             stac_listing(StacQuery(place=place))
+
+
+@pytest.fixture
+def closed() -> str:
+    """An address on loopback at which nobody listens: a port that was free a moment ago."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{held.getsockname()[1]}/catalog.json"
+
+
+def test_a_server_that_refuses_the_connection_is_one_plain_line(site: Site, closed: str, tmp_path: Path) -> None:
+    reason = os.strerror(errno.ECONNREFUSED)
+    said = f"{closed}: got {reason}, expected a server that answers. Check the address, or try again later."
+    with pytest.raises(RasterError) as alone:
+        stac_listing(StacQuery(place=closed))
+    landing = site.landing()
+    landing["links"][1]["href"] = closed
+    put(site.folder / "api.json", landing)
+    with pytest.raises(RasterError) as searched:
+        stac_listing(StacQuery(place=f"{site.address}/api.json"))
+    catalogue(site.folder, [scene(site.folder, "a")], {"rel": "child", "href": closed})
+    linked = build(f"{site.address}/catalog.json", tmp_path / "s")
+    assert (str(alone.value), str(searched.value)) == (said, said)
+    assert (linked.written, [f.message for f in linked.failures]) == (4, [said])
+
+
+@pytest.mark.parametrize("words", ["child", "next page"])
+def test_a_page_that_may_not_be_fetched_says_so_once(site: Site, words: str) -> None:
+    away = "https://example.org/c.json"
+    if words == "child":
+        catalogue(site.folder, [], {"rel": "child", "href": away})
+        told = stac_listing(StacQuery(place=f"{site.address}/catalog.json")).failures[0].message
+    else:
+        landing = site.landing()
+        landing["links"][1]["href"] = away
+        with pytest.raises(RasterError) as error:
+            stac_listing(StacQuery(place=str(put(site.folder / "api.json", landing))))
+        told = str(error.value)
+    assert told.count(": got ") == told.count(", expected ") == 1
+    assert told.startswith(f"{away}: got the host example.org, which was not named")
 
 
 def test_what_passes_is_tried_again_and_what_stays_is_told(site: Site, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What commands show: tables, JSON and the embedding bar. Results go to stdout, everything else to stderr."""
+"""What commands show: tables, JSON and bars. Results go to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
 import typer
 from rich.console import Console
@@ -15,9 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from alidade.evaluation.timing import Row
-from alidade.models.model import Model
-from alidade.search.plan import Failure
+if TYPE_CHECKING:
+    from alidade.evaluation.timing import Row
+    from alidade.models.model import Model
+    from alidade.search.plan import Failure
+    from alidade.training.tiles.scenes import Failure as TilesFailure
 
 # a pipe or a file has no edge to fold tables at
 out = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
@@ -76,24 +79,30 @@ def _mark(ok: bool | None) -> str:
     return "" if ok is None else ("holds" if ok else "MISSED")
 
 
-class Bar:
-    """The embedding bar: tiles done, rate and time left; implements ``search.embed.Progress``."""
+class CountBar:
+    """One bar on stderr for everything that is counted: how many are done, the rate, and the time left.
 
-    def __init__(self) -> None:
+    Args:
+        unit: word after the count, such as ``"tiles"``.
+        doing: what goes on at first.
+        total: how many there are; ``None`` where that is not known yet.
+    """
+
+    def __init__(self, unit: str, doing: str, total: int | None = None) -> None:
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn("tiles"),
+            TextColumn(unit),
             TextColumn("{task.fields[rate]}"),
-            TextColumn("left"),
             TimeRemainingColumn(),
+            TextColumn("left"),
             console=err,
         )
-        self._task = self._bar.add_task("reading headers", total=None, rate="")
+        self._task = self._bar.add_task(doing, total=total, rate="")
         self._began = time.monotonic()
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 
@@ -102,16 +111,67 @@ class Bar:
     ) -> None:
         self._bar.stop()
 
-    def started(self, *, tiles: int, sources: int) -> None:
-        """Show the totals."""
+    def begin(self, total: int, doing: str) -> None:
+        """Show the total and what goes on now; the rate counts from here."""
         self._began = time.monotonic()
-        self._bar.update(self._task, total=tiles, description=f"embedding {sources:,} scenes")
+        self._bar.update(self._task, total=total, description=doing)
 
-    def advanced(self, *, tiles: int, source: str) -> None:
+    def advance(self, count: int) -> None:
         """Move on and show the rate."""
-        self._bar.update(self._task, advance=tiles)
+        self._bar.update(self._task, advance=count)
         rate = self._bar.tasks[0].completed / max(time.monotonic() - self._began, 1e-3)
         self._bar.update(self._task, rate=f"{rate:,.1f}/s")
 
+
+class Bar(CountBar):
+    """The embedding bar; implements ``search.embed.Progress``."""
+
+    def __init__(self) -> None:
+        super().__init__("tiles", "reading headers")
+
+    def started(self, *, tiles: int, sources: int) -> None:
+        """Show the totals."""
+        self.begin(tiles, f"embedding {sources:,} scenes")
+
+    def advanced(self, *, tiles: int, source: str) -> None:
+        """Move on."""
+        self.advance(tiles)
+
     def failed(self, failure: Failure) -> None:
+        """Nothing now: failures are listed at the end."""
+
+
+class TilesBar(CountBar):
+    """The bar of ``alidade tiles build``; implements ``training.tiles.run.Progress``."""
+
+    def __init__(self) -> None:
+        super().__init__("squares", "reading headers")
+
+    def started(self, *, squares: int, scenes: int) -> None:
+        """Show the totals."""
+        self.begin(squares, f"aligning {scenes:,} scenes")
+
+    def advanced(self, *, squares: int) -> None:
+        """Move on."""
+        self.advance(squares)
+
+    def failed(self, failure: TilesFailure) -> None:
+        """Nothing now: failures are listed at the end."""
+
+
+class ImportBar(CountBar):
+    """The bar of ``alidade tiles import``; implements ``training.tiles.importing.ImportProgress``."""
+
+    def __init__(self) -> None:
+        super().__init__("samples", "listing")
+
+    def started(self, *, samples: int) -> None:
+        """Show the total."""
+        self.begin(samples, "importing")
+
+    def advanced(self, *, samples: int) -> None:
+        """Move on."""
+        self.advance(samples)
+
+    def failed(self, failure: TilesFailure) -> None:
         """Nothing now: failures are listed at the end."""

@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from alidade.imagery.files import Declared
     from alidade.training.tiles.build import BuildSummary, Listing
     from alidade.training.tiles.plan import Split
-    from alidade.training.tiles.scenes import Failure, View
+    from alidade.training.tiles.scenes import View
     from alidade.training.tiles.store import TileStore
 
 _VIEW = re.compile(r"(?P<name>[^=:@]+)=(?P<sensor>[^=:@]+)(:(?P<bands>[^=:@]+))?(@(?P<gsd>[^=:@]+))?")
@@ -85,6 +84,7 @@ def build(
     as_json: opt.Json = False,
 ) -> None:
     """Make samples of every ground square that enough sensors cover; a second run makes what is missing."""
+    from alidade.cli.output import TilesBar
     from alidade.training.tiles.build import build_tiles
 
     declared = opt.declared_from(sensor, bands, unit, scale, offset, nodata, taken, None)
@@ -295,41 +295,6 @@ def parse_split(text: str) -> Split:
             next_step="Write it like train=0.8,val=0.1,test=0.1.",
         ) from None  # fmt: skip
     return shares
-
-
-class TilesBar:
-    """The bar of ``build``: squares done and the time left; implements ``training.tiles.run.Progress``."""
-
-    def __init__(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        from alidade.cli.output import err
-
-        self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("squares, left"),
-            TimeRemainingColumn(), console=err,
-        )  # fmt: skip
-        self._task = self._bar.add_task("reading headers", total=None)
-
-    def __enter__(self) -> TilesBar:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-    def started(self, *, squares: int, scenes: int) -> None:
-        """Show the totals."""
-        self._bar.update(self._task, total=squares, description=f"aligning {scenes:,} scenes")
-
-    def advanced(self, *, squares: int) -> None:
-        """Move on."""
-        self._bar.update(self._task, advance=squares)
-
-    def failed(self, failure: Failure) -> None:
-        """Nothing now: failures are listed at the end."""
 
 
 def _report(summary: BuildSummary, *, as_json: bool) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
@@ -16,7 +15,6 @@ from alidade.errors import AlidadeError
 if TYPE_CHECKING:
     from alidade.training.tiles.importing import ImportSummary
     from alidade.training.tiles.layouts import Options
-    from alidade.training.tiles.scenes import Failure
 
 _SHOWN = 20
 """Failures that are printed one by one; ``--json`` holds all."""
@@ -79,6 +77,7 @@ def import_(
     as_json: opt.Json = False,
 ) -> None:
     """Take a data set into a store as it is, nothing resampled; a second run takes what is missing."""
+    from alidade.cli.output import ImportBar
     from alidade.cli.tiles import parse_split
     from alidade.training.tiles.importing import import_tiles
 
@@ -142,41 +141,6 @@ def _by_view(
                 option, got=repr(text), expected="VIEW=VALUE, each view once", next_step=f"Write it like {example}."
             ) from None
     return found
-
-
-class ImportBar:
-    """The bar of ``import``: samples done and the time left; implements ``importing.ImportProgress``."""
-
-    def __init__(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        from alidade.cli.output import err
-
-        self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("samples, left"),
-            TimeRemainingColumn(), console=err,
-        )  # fmt: skip
-        self._task = self._bar.add_task("listing", total=None)
-
-    def __enter__(self) -> ImportBar:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-    def started(self, *, samples: int) -> None:
-        """Show the total."""
-        self._bar.update(self._task, total=samples, description="importing")
-
-    def advanced(self, *, samples: int) -> None:
-        """Move on."""
-        self._bar.update(self._task, advance=samples)
-
-    def failed(self, failure: Failure) -> None:
-        """Nothing now: failures are listed at the end."""
 
 
 def _report(summary: ImportSummary, *, as_json: bool) -> None:

@@ -25,19 +25,13 @@ def synthesize(
     as_json: opt.Json = False,
 ) -> None:
     """Make samples of a made-up world, for tests and first runs; stores of it are marked and kept out of results."""
-    from rich.progress import Progress
-
-    from alidade.cli.output import err, show_json
+    from alidade.cli.output import CountBar, show_json
     from alidade.cli.output import out as stdout
     from alidade.cli.tiles import parse_split
     from alidade.training.synthetic.make import synthesize as make
 
-    with Progress(console=err) as bar:
-        task = bar.add_task("making land", total=count)
-        made = make(
-            out, count, seed=seed, split=parse_split(split), square_m=square,
-            progress=lambda n: bar.advance(task, n),
-        )  # fmt: skip
+    with CountBar("samples", "making land", count) as bar:
+        made = make(out, count, seed=seed, split=parse_split(split), square_m=square, progress=bar.advance)
     if as_json:
         show_json(asdict(made))
         return

@@ -177,8 +177,9 @@ class Caller:
             except (_Passing, OSError, http.client.HTTPException) as error:
                 self.close()
                 if not waits or isinstance(error, ssl.SSLCertVerificationError):
+                    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
                     raise RasterError(
-                        bare(url), got=" ".join(str(error).split()) or type(error).__name__,
+                        bare(url), got=" ".join(reason.split()) or type(error).__name__,
                         expected="a server that answers", next_step="Check the address, or try again later.",
                     ) from None  # fmt: skip
                 asked = min(error.wait_s, _MAX_WAIT_S) if isinstance(error, _Passing) else 0.0

@@ -90,6 +90,22 @@ def land_of(seed: int, cells: Cells) -> Land:
     return _Painter(seed, cells).paint()
 
 
+def is_water(seed: int, xs: Floats, ys: Floats) -> npt.NDArray[np.bool_]:
+    """Where the world ``seed`` is under water, ``[len(ys), len(xs)]``, at places in metres; ``land_of`` agrees."""
+    return _is_water(seed, xs, ys, _edge(seed, xs, ys))
+
+
+def _edge(seed: int, xs: Floats, ys: Floats) -> Floats:
+    """What frays the outlines of all that nature drew."""
+    return 0.12 * smooth(key(seed, "edge"), xs, ys, 90.0, 2)
+
+
+def _is_water(seed: int, xs: Floats, ys: Floats, edge: Floats) -> npt.NDArray[np.bool_]:
+    height = smooth(key(seed, "height"), xs, ys, 5120.0, 6) + 0.3 * edge
+    river = np.abs(smooth(key(seed, "river"), xs, ys, 4200.0, 4)) < 0.035 - 0.012 * height
+    return np.asarray((height + edge < -1.2) | (river & (height < 1.2)))
+
+
 class _Painter:
     """Paints a window layer over layer; each layer is a function of place alone."""
 
@@ -114,16 +130,14 @@ class _Painter:
 
     def paint(self) -> Land:
         fine = self.field("fine", 15.0, 2)
-        edge = 0.12 * self.field("edge", 90.0, 2)
-        height = self.field("height", 5120.0, 6) + 0.3 * edge
+        edge = _edge(self.seed, self.xs, self.ys)
         self._blocks()
         self._fields(fine)
         self._town(self.field("town", 3600.0, 3) + 0.5 * edge > 1.0, fine)
         self._ground(self.field("bare", 2600.0, 4) + edge > 1.45, fine)
         self._forest(self.field("moist", 3000.0, 5) + edge > 0.35, fine)
         self._roads()
-        river = np.abs(self.field("river", 4200.0, 4)) < 0.035 - 0.012 * height
-        self._water((height + edge < -1.2) | (river & (height < 1.2)))
+        self._water(_is_water(self.seed, self.xs, self.ys, edge))
         texture = {Cover.WATER: 0.02, Cover.FOREST: 0.2, Cover.CROPS: 0.03, Cover.URBAN: 0.05, Cover.BARE: 0.08}
         grain = np.array([texture[c] for c in Cover])[self.cover]
         shade = 1.0 + grain * fine + 0.05 * self.field("haze", 400.0, 2)

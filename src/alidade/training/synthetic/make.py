@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from alidade.imagery.sensors import SENSORS
-from alidade.training.synthetic.land import CELL_M, Cells
+from alidade.training.synthetic.land import CELL_M, Cells, is_water
 from alidade.training.synthetic.noise import key, uniform
 from alidade.training.synthetic.render import BANDS, DTYPES, OPTICAL, PICTURE, PIXEL_M, RADAR, Scene
 from alidade.training.tiles.grid import BASE_M, Square, level_of
@@ -32,6 +32,9 @@ _FIRST_CELL = (20, 0)
 """Column and row of the first cell, on the equator in the Gulf of Guinea, where there is no land to be taken for it."""
 
 _CELLS_ABREAST = 56
+
+FIRST, LITTLE_WATER, PROBES = 8, 0.3, 12
+"""A world begins with so many squares of less than this share of water; so many probes a side tell the share."""
 _YEAR = datetime(2020, 1, 1, tzinfo=UTC)
 
 
@@ -51,8 +54,9 @@ def synthesize(
 ) -> Synthesized:  # fmt: skip
     """Fill a store with the first squares of the world ``seed``; those that it has are left alone.
 
-    The world's squares are numbered, cell of about 10 km by cell. A split asked for by name gets the squares of the
-    cells that are dealt to it, so that runs for ``train``, ``val`` and ``test`` never meet.
+    The world's squares are numbered, cell of about 10 km by cell, from where there is land (``squares``). A split asked
+    for by name gets the squares of the cells that are dealt to it, so that runs for ``train``, ``val`` and ``test``
+    never meet.
 
     Args:
         out: directory of the store, made when there is none.
@@ -75,7 +79,7 @@ def synthesize(
     splits: Counter[str] = Counter()
     with StoreWriter(out, views=views, ground_m=square_m) as writer:
         waiting: list[Sample] = []
-        for square, name in islice(squares(level, split), samples):
+        for square, name in islice(squares(seed, level, split), samples):
             splits[name] += 1
             if writer.split_of(square.key) is None:
                 waiting.append(sample_of(seed, square, name))
@@ -91,8 +95,29 @@ def synthesize(
     return Synthesized(written=written, present=present, splits=dict(splits), seconds=clock.perf_counter() - began)
 
 
-def squares(level: int, split: Split) -> Iterator[tuple[Square, str]]:
-    """The world's squares in their order, with their splits; endless for all that a disk holds."""
+def squares(seed: int, level: int, split: Split) -> Iterator[tuple[Square, str]]:
+    """The world's squares from where there is land, with their splits; endless for all that a disk holds.
+
+    A first look at an open sea teaches little: all squares are left out before the first ``FIRST`` in a row that have
+    little water. The squares after these are as they come, so that a store of many is a fair sample of the world.
+    """
+    coming = _all_squares(level, split)
+    dry: list[tuple[Square, str]] = []
+    while len(dry) < FIRST:
+        square, name = next(coming)
+        dry = [*dry, (square, name)] if water_share(seed, square) < LITTLE_WATER else []
+    yield from dry
+    yield from coming
+
+
+def water_share(seed: int, square: Square) -> float:
+    """How much of a square is under water, 0 to 1, by a grid of ``PROBES`` x ``PROBES`` places in it."""
+    west, south, _, _ = square.bounds()
+    steps = (np.arange(PROBES, dtype=np.float64) + 0.5) * (square.side_m / PROBES)
+    return float(is_water(seed, west + steps, south + steps).mean())
+
+
+def _all_squares(level: int, split: Split) -> Iterator[tuple[Square, str]]:
     shares = DEALT if isinstance(split, str) else split
     across = 1 << (SPLIT_CELL_LEVEL - level)
     for number in count():

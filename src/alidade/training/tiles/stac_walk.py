@@ -101,8 +101,10 @@ class DoorIO(StacApiIO):
         Raises:
             RasterError: it cannot be fetched, or is no JSON object.
         """
+        # outside of the ``try``: a page that cannot be fetched has an error of its own, which is a ValueError too
+        text = self.read_text(href)
         try:
-            found = json.loads(self.read_text(href))
+            found = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise _no_stac(href, f"no JSON ({error})") from None
         if not isinstance(found, dict):
