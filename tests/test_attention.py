@@ -1,12 +1,15 @@
-"""All attention backends give one result, masked keys have no say, and memory does not grow with the batch."""
+"""All attention backends give one result, masked keys have no say, and a step keeps no more than it was told to."""
 
 from __future__ import annotations
+
+import gc
 
 import pytest
 import torch
 
 from alidade.errors import ModelError
-from alidade.models.attention import BACKENDS, Attention, attend, choose_backend, make_geometry
+from alidade.models.attention import BACKENDS, Attention, Geometry, Table, attend, choose_backend, make_geometry
+from alidade.models.encoder import RECOMPUTE, Trunk, set_recompute
 from alidade.models.positions import VARIANTS, PositionConfig
 from alidade.models.tokens import Places, grid_places
 
@@ -137,3 +140,113 @@ def test_unknown_backend_is_refused() -> None:
             training=False,
             backend="xformers",
         )
+
+
+# --- what is kept for the backward pass
+
+
+class Counted:
+    """Makes tables and counts them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self) -> torch.Tensor:
+        self.count += 1
+        return torch.zeros(1, 4, 9, 9)
+
+
+def test_a_table_is_made_when_asked_for_and_kept_as_long_as_somebody_holds_it() -> None:
+    lasting, passing = Counted(), Counted()
+    kept, lent = Table(lasting, keep=True), Table(passing, keep=False)
+    assert lasting.count == passing.count == 0
+    kept.get()
+    assert kept.get() is kept.get()
+    assert lasting.count == 1
+    held = lent.get()
+    assert lent.get() is held
+    del held
+    lent.get()
+    assert passing.count == 2
+
+
+def test_a_graph_holds_the_table_until_its_backward_pass() -> None:
+    passing = Counted()
+    geometry = Geometry("sdpa", Table(passing, keep=False), None, None, None)
+    q, k, v = (t.requires_grad_() for t in random_qkv(1, 4, 9, 9, 8))
+    out = attend(q, k, v, geometry)
+    gc.collect()
+    assert geometry.bias is not None
+    assert passing.count == 1
+    out.sum().backward()
+    del out
+    assert geometry.bias is not None
+    assert passing.count == 2
+
+
+def crossing(what: str, depth: int = 2) -> tuple[Trunk, torch.Tensor, torch.Tensor, Geometry, Geometry, list[Counted]]:
+    """A trunk of cross blocks with its input, its context and counted tables."""
+    torch.manual_seed(0)
+    trunk = Trunk(32, 4, depth, cross=True)
+    set_recompute(trunk, what)
+    x, context = (torch.randn(2, 9, 32).requires_grad_() for _ in range(2))
+    made = [Counted(), Counted()]
+    own, across = (Geometry("sdpa", Table(make, keep=False), None, None, None) for make in made)
+    return trunk, x, context, own, across, made
+
+
+def test_recomputing_changes_no_bit_of_results_and_gradients() -> None:
+    found = {}
+    for what in RECOMPUTE:
+        trunk, x, context, own, across, _ = crossing(what)
+        out = trunk(x, own, context, across)
+        out.square().sum().backward()
+        found[what] = [out.detach(), x.grad, context.grad, *(p.grad for p in trunk.parameters())]
+    for what in RECOMPUTE[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[what], found["nothing"], strict=True)), what
+
+
+def test_recomputing_keeps_less() -> None:
+    """Bytes that are saved outside of recomputed parts, weights apart; those parts keep their inputs alone."""
+    kept = {}
+    for what in RECOMPUTE:
+        trunk, x, context, own, across, _ = crossing(what)
+        weights = {p.untyped_storage().data_ptr() for p in trunk.parameters()}
+        saved: dict[int, int] = {}
+
+        def pack(value: torch.Tensor, saved: dict[int, int] = saved, weights: set[int] = weights) -> torch.Tensor:
+            storage = value.untyped_storage()
+            if storage.data_ptr() not in weights:
+                saved[storage.data_ptr()] = storage.nbytes()
+            return value
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+            out = trunk(x, own, context, across)
+        assert out.requires_grad
+        kept[what] = sum(saved.values())
+    assert kept["perceptrons"] < 0.7 * kept["nothing"]
+    assert kept["layers"] < 0.1 * kept["nothing"]
+
+
+@pytest.mark.parametrize("what", RECOMPUTE)
+def test_layers_share_a_table_and_recomputed_layers_make_it_again(what: str) -> None:
+    trunk, x, context, own, across, made = crossing(what, depth=3)
+    out = trunk(x, own, context, across)
+    assert [make.count for make in made] == [1, 1]
+    out.sum().backward()
+    # layer by layer: no two layers' tables are there at a time
+    again = 3 if what == "layers" else 0
+    assert [make.count for make in made] == [1 + again, 1 + again]
+
+
+def test_nothing_is_recomputed_without_gradients() -> None:
+    trunk, x, context, own, across, _ = crossing("layers")
+    with torch.no_grad():
+        out = trunk(x, own, context, across)
+    assert not out.requires_grad
+    assert torch.equal(out, crossing("nothing")[0](x, own, context, across))
+
+
+def test_what_cannot_be_recomputed_is_refused() -> None:
+    with pytest.raises(ModelError, match="got 'heads', expected one of nothing, perceptrons, layers"):
+        set_recompute(Trunk(32, 4, 1), "heads")

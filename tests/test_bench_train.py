@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from functools import partial
 
@@ -14,9 +15,10 @@ from alidade.evaluation.bench_train import AGREE, OURS, RELEASED, bench_train, c
 from alidade.evaluation.bench_train_reference import ReleasedWay, gathered, unfused
 from alidade.models.attention import Attention, make_geometry
 from alidade.models.config import DecoderConfig, ScaleAlibiConfig
-from alidade.models.positions import PositionConfig
+from alidade.models.encoder import RECOMPUTE, set_recompute
+from alidade.models.positions import PositionConfig, Positions
 from alidade.models.scale_alibi import ScaleAlibi
-from alidade.models.tokens import gather_places, grid_places
+from alidade.models.tokens import Places, Tokens, gather_places, grid_places
 from alidade.training.objectives import random_split
 from greedy_step import Greedy
 
@@ -71,6 +73,77 @@ def test_both_ways_have_the_same_losses_and_gradients() -> None:
         assert torch.allclose(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5), name
 
 
+class Counted:
+    """The positions of a network, counting the tables that are made."""
+
+    def __init__(self, positions: Positions) -> None:
+        self.positions, self.count = positions, 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.positions, name)
+
+    def bias(self, query: Places, key: Places) -> torch.Tensor | None:
+        self.count += 1
+        return self.positions.bias(query, key)
+
+
+def test_a_step_makes_each_table_once_and_leaves_none() -> None:
+    """Three among a tower's own tokens, which fusion shares, and six between two towers'."""
+    step = TrainingStep(small(), 2, OURS)
+    network = step.trainer.network
+    counted = network.positions = Counted(network.positions)
+    total = step.trainer(step.views, seed=0).total
+    total.backward()
+    assert counted.count == 9
+    del total
+    for _, _, geometry in network._own:
+        assert geometry.bias is not None
+    assert counted.count == 12, "the graph held the tables, and nothing else"
+
+
+def test_the_table_of_a_step_is_not_taken_for_other_tokens_at_the_same_places() -> None:
+    network = TrainingStep(small(), 2, OURS).trainer.network
+    places = grid_places(3, 3, 8, (10.0, 10.0), 2)
+    holed = places._replace(valid=torch.arange(9).expand(2, -1) > 2)
+    whole = network._geometry(places, places)
+    assert network._geometry(places, places) is whole
+    masked = network._geometry(holed, holed)
+    assert torch.equal(masked.bias[:, :, :, 3:], whole.bias.expand(2, -1, -1, -1)[:, :, :, 3:])
+    assert (masked.bias[:, :, :, :3] < -1e3).all()
+    with torch.no_grad():
+        assert network._geometry(places, places) is not whole
+
+
+@pytest.mark.parametrize("what", RECOMPUTE[1:])
+def test_a_recomputed_step_has_the_same_losses_and_gradients_bit_for_bit(what: str) -> None:
+    steps = [TrainingStep(small(), 2, OURS) for _ in range(2)]
+    set_recompute(steps[1].trainer.network, what)
+    totals = [step.trainer(step.views, seed=0).total for step in steps]
+    assert torch.equal(*totals)
+    for total in totals:
+        total.backward()
+    for (name, a), b in zip(steps[0].trainer.named_parameters(), steps[1].trainer.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad), name
+
+
+def test_the_reference_lets_go_of_its_tables_when_the_forward_pass_ends() -> None:
+    step = TrainingStep(small(), 2, RELEASED)
+    network = step.trainer.network
+    made: list[weakref.ref[torch.Tensor]] = []
+    masked = network._masked
+
+    def remembering(query: Tokens, key: Tokens) -> torch.Tensor:
+        table = masked(query, key)
+        made.append(weakref.ref(table))
+        return table
+
+    network._masked = remembering
+    total = step.trainer(step.views, seed=0).total
+    assert len(made) == 9
+    assert all(ref() is None for ref in made)
+    total.backward()
+
+
 def test_the_step_is_the_one_that_was_released() -> None:
     config = released_config(12)
     assert (config.width, config.heads, config.fusion_depth) == (768, 16, 6)
@@ -112,6 +185,8 @@ def test_rows_come_with_their_targets() -> None:
     ours, theirs = (rows[f"memory of a step{name}"].value for name in (", above the weights", " the released way"))
     assert memory.value == pytest.approx(ours / theirs)
     assert 0 < ours < theirs
+    assert rows["memory against the released way, layers computed again"].value < memory.value
+    assert rows["step against the released way, layers computed again"].value > 0
     assert rows["tokens"].value > 0
     assert rows["arithmetic of a step"].value > 0
 

@@ -305,3 +305,25 @@ def test_images_of_one_batch_may_differ_in_ground_resolution() -> None:
         part = slice(i, i + 1)
         alone = network.run(network.embed_patches("high", pixels[part], valid[part], (x, y), days[part])).features
         assert torch.allclose(both[part], alone, atol=1e-5)
+
+
+def without(tokens: Tokens, sample: int, seed: int) -> Tokens:
+    """The tokens with one sample's sensor not there, and something or other in its place."""
+    features, valid = tokens.features.clone(), tokens.places.valid.clone()
+    features[sample] = torch.randn(features.shape[1:], generator=torch.Generator().manual_seed(seed))
+    valid[sample] = False
+    return replace(tokens, features=features, places=tokens.places._replace(valid=valid))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_sensor_that_is_not_there_changes_nothing_in_fusion(training: bool) -> None:
+    network = build().train(training)
+    sar, low, high = (network.run(square(network, name, seed=i)) for i, name in enumerate(("sar", "low", "high")))
+    fused = [network.fuse([sar, without(low, 1, seed), high]).features for seed in (10, 11)]
+    assert torch.equal(fused[0], fused[1]), "what fills the gap counts for nothing"
+    assert torch.allclose(fused[0][1], network.fuse([sar, high]).features[1], atol=1e-6), "as if it were not given"
+    assert torch.allclose(fused[0][0], network.fuse([sar, low, high]).features[0], atol=1e-6), "others are as they were"
+    alone = network.fuse([sar, without(low, 1, 10)]).features
+    assert torch.equal(alone[1], sar.features[1]), "a lone sensor keeps its own tokens, as without fusion"
+    alone[1].sum().backward()
+    assert all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in network.parameters())

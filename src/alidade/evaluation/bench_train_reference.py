@@ -1,9 +1,20 @@
-"""A training step's attention computed the way the released Scale-ALiBi and CROMA code does it, to be compared with.
+"""A training step computed the way the released Scale-ALiBi and CROMA code does it, to be compared with.
 
-For benchmarks only. It shares every weight and takes the right distances (the released cross-scale table does not),
-but goes their way to them: a dense table per pair of grids is repeated over the batch, permuted into a copy, and
-gathered with an int64 index as large as the result; attention is two products with a softmax between. The decoder is
-left as it is, in the reference's favour.
+For benchmarks only. Weights, objective and optimiser are ours, and so are the distances (the released cross-scale table
+is wrong), so that both ways end at the same losses; every cost below is one that ``pkage/scale-alibi`` (86fa549) has,
+as it has it:
+
+- ``model.py``, ``apply_mask_to_alibi`` and ``apply_mask_to_alibi_variable_lengths``: one table per pair of grids, made
+  once, is repeated over the batch, permuted into a copy, and gathered with an int64 index repeated over the heads; what
+  comes out has the heads innermost in memory. Once a step for each tower, and for each cross-attention.
+- ``Attention``, ``CrossAttention``: einsum, scale, sum, softmax, einsum, each an array of scores; queries, keys and
+  values of a cross-attention by a product each. The decoder's attention too, without a bias.
+- ``apply_mask_to_sequence``: kept tokens gathered with an int64 index repeated over the width.
+- The tables of a step live until its forward pass ends; the backward pass needs none of them.
+
+Left out, all in the reference's favour: tables copied to the device at every use, Adam without a fused kernel. It has
+more only where the objective has: three fusions, one for each sensor to be reconstructed, where the released code has
+one, and as many tables to gather for them.
 """
 
 from __future__ import annotations
@@ -12,14 +23,14 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from alidade.models.attention import Attention
+from alidade.models.attention import Attention, Geometry
 from alidade.models.config import ScaleAlibiConfig
 from alidade.models.encoder import Block, Trunk
 from alidade.models.scale_alibi import ScaleAlibi
-from alidade.models.tokens import Places, Tokens
+from alidade.models.tokens import Places, Tokens, gather_places
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,17 +40,17 @@ class Numbered(Tokens):
     Attributes:
         grid: the places of the whole grid.
         ids: ``[B, K]`` of the tokens that were kept, in order.
+        bias: ``[B, heads, K, K]`` among them, once their tower has run.
     """
 
     grid: Places
     ids: Tensor
+    bias: Tensor | None = None
 
     def gather(self, ids: Tensor) -> Numbered:
         """The tokens ``ids`` of each sample, with their places and numbers."""
-        kept = super().gather(ids)
-        return Numbered(
-            features=kept.features, places=kept.places, sensor=kept.sensor, days=kept.days, grid=self.grid, ids=ids
-        )
+        index = ids.unsqueeze(-1).repeat(1, 1, self.features.shape[-1])
+        return replace(self, features=self.features.gather(1, index), places=gather_places(self.places, ids), ids=ids)
 
 
 class ReleasedWay(ScaleAlibi):
@@ -48,7 +59,9 @@ class ReleasedWay(ScaleAlibi):
     def __init__(self, config: ScaleAlibiConfig) -> None:
         super().__init__(config)
         self._tables: dict[tuple[str, str], Tensor] = {}
-        self._own: dict[str, Tensor] = {}
+        if self.decoder is not None:
+            width, heads = self.decoder.config.width, self.decoder.config.heads
+            self.decoder.attentions = nn.ModuleList(Unfused(width, heads) for _ in self.decoder.attentions)
 
     def embed_patches(
         self, name: str, pixels: Tensor, valid: Tensor, gsd_m: tuple[float, float] | Tensor, days: Tensor
@@ -62,23 +75,25 @@ class ReleasedWay(ScaleAlibi):
 
     def run(self, tokens: Tokens) -> Tokens:
         """The tower's layers over the kept tokens."""
-        bias = self._own[tokens.sensor] = self._masked(tokens, tokens)
+        bias = self._masked(tokens, tokens)
         x = tokens.features
         trunk = cast(Trunk, self.trunks[tokens.sensor])
         for block in blocks(trunk):
             x = x + unfused(block.attention, x, None, bias)
             x = x + block.feed_forward(x)
-        return replace(tokens, features=trunk.norm(x))
+        assert isinstance(tokens, Numbered)
+        return replace(tokens, features=trunk.norm(x), bias=bias)
 
     def fuse(self, parts: list[Tokens]) -> Tokens:
         """The fusion layers, each further sensor in turn."""
         query, x = parts[0], parts[0].features
         assert self.fusion is not None
+        assert isinstance(query, Numbered)
         for other in parts[1:]:
             cross = self._masked(query, other)
             for block in blocks(self.fusion):
                 assert block.cross is not None
-                x = x + unfused(block.attention, x, None, self._own[query.sensor])
+                x = x + unfused(block.attention, x, None, query.bias)
                 x = x + unfused(block.cross, x, other.features, cross)
                 x = x + block.feed_forward(x)
             x = self.fusion.norm(x)
@@ -111,7 +126,15 @@ def gathered(table: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return found.view(batch, rows.shape[1], columns.shape[1], heads).permute(0, 3, 1, 2)
 
 
-def unfused(attention: Attention, x: Tensor, context: Tensor | None, bias: Tensor) -> Tensor:
+class Unfused(Attention):
+    """``Attention`` without a bias over valid tokens alone, as the released decoder has it."""
+
+    def forward(self, x: Tensor, geometry: Geometry, context: Tensor | None = None) -> Tensor:
+        """See ``Attention``."""
+        return unfused(self, x, context, None)
+
+
+def unfused(attention: Attention, x: Tensor, context: Tensor | None, bias: Tensor | None) -> Tensor:
     """What ``Attention`` returns, by scores, sum, softmax and product."""
     x = attention.norm(x)
     y = x if context is None else attention.norm(context)
@@ -123,7 +146,9 @@ def unfused(attention: Attention, x: Tensor, context: Tensor | None, bias: Tenso
         parts = tuple(F.linear(part, weight) for part, weight in zip((x, y, y), weights, strict=True))
     q, k, v = (part.unflatten(-1, (heads, width // heads)).transpose(1, 2) for part in parts)
     scores = torch.einsum("bhid,bhjd->bhij", q, k) * (width // heads) ** -0.5
-    shares = (scores + bias).softmax(dim=-1)
+    if bias is not None:
+        scores = scores + bias
+    shares = scores.softmax(dim=-1)
     mixed = torch.einsum("bhij,bhjd->bhid", shares.to(v.dtype), v)
     out: Tensor = attention.out(mixed.transpose(1, 2).flatten(2))
     return out

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import flex_attention
+from torch.utils.weak import TensorWeakRef
 
 from alidade.errors import ModelError
 from alidade.models.positions import Positions, columns
@@ -34,22 +35,54 @@ def choose_backend(device: torch.device, dtype: torch.dtype, tokens: int, traini
     return "sdpa"
 
 
+class Table:
+    """A dense bias that is made when it is first asked for.
+
+    Args:
+        make: makes it, the same each time.
+        keep: whether it stays. Else it lives while somebody holds it (a trunk that runs, a graph that needs it for its
+            backward pass), and is made again for the next who asks.
+    """
+
+    def __init__(self, make: Callable[[], Tensor], *, keep: bool) -> None:
+        self._make, self._keep = make, keep
+        self._kept: Tensor | None = None
+        self._lent: TensorWeakRef | None = None
+
+    def get(self) -> Tensor:
+        """``[B or 1, heads, Nq, Nk]``."""
+        known = self._kept if self._lent is None else self._lent()
+        if known is not None:
+            return known
+        made = self._make()
+        if self._keep:
+            self._kept = made
+        else:
+            self._lent = TensorWeakRef(made)
+        return made
+
+
 @dataclass(frozen=True)
 class Geometry:
     """All that attention needs to know of places, made once and used by every layer.
 
     Attributes:
         backend: one of ``BACKENDS``.
-        bias: ``[B or 1, heads, Nq, Nk]`` in the compute dtype, or None when nothing is added (or backend is flex).
+        table: of the bias, or None when nothing is added (or backend is flex).
         score_mod: flex attention's function of one logit, or None.
         turn_q, turn_k: rotary cosines and sines, or None.
     """
 
     backend: str
-    bias: Tensor | None
+    table: Table | None
     score_mod: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor] | None
     turn_q: tuple[Tensor, Tensor] | None
     turn_k: tuple[Tensor, Tensor] | None
+
+    @property
+    def bias(self) -> Tensor | None:
+        """``[B or 1, heads, Nq, Nk]`` in the compute dtype, or None; hold it while several layers use it."""
+        return None if self.table is None else self.table.get()
 
 
 def make_geometry(
@@ -78,11 +111,20 @@ def make_geometry(
     turns = [_turn(positions.angles(p, head_dim), dtype) for p in (query, key)]
     if name == "flex":
         return Geometry(name, None, _score_mod(positions, query, key), turns[0], turns[1])
+    dense = positions.elementwise(query.centres.device) is not None
+    if not dense and bool(key.valid.all()):
+        return Geometry(name, None, None, turns[0], turns[1])
+    table = Table(partial(_bias, positions, query, key, dtype), keep=not training)
+    return Geometry(name, table, None, turns[0], turns[1])
+
+
+def _bias(positions: Positions, query: Places, key: Places, dtype: torch.dtype) -> Tensor:
     bias = positions.bias(query, key)
-    if not bool(key.valid.all()):
-        blocked = torch.zeros(key.valid.shape, device=key.valid.device).masked_fill(~key.valid, MASKED)[:, None, None]
-        bias = blocked.expand(-1, positions.heads, query.valid.shape[1], -1) if bias is None else bias + blocked
-    return Geometry(name, None if bias is None else bias.to(dtype), None, turns[0], turns[1])
+    if bias is not None and bool(key.valid.all()):
+        return bias.to(dtype)
+    blocked = torch.zeros(key.valid.shape, device=key.valid.device).masked_fill(~key.valid, MASKED)[:, None, None]
+    whole = blocked.expand(-1, positions.heads, query.valid.shape[1], -1) if bias is None else bias + blocked
+    return whole.to(dtype)
 
 
 def _turn(angles: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:

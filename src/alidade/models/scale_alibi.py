@@ -7,6 +7,8 @@ attention, masked or not, all take the same distance from the same function.
 
 from __future__ import annotations
 
+from collections import deque
+
 import torch
 from torch import Tensor, nn
 
@@ -111,6 +113,7 @@ class ScaleAlibi(nn.Module):
         self.positions = config.position.build(config.heads)
         self.attention_backend: str | None = None
         self._latest: tuple[Places, Places, tuple[str | None, torch.dtype, bool], Geometry] | None = None
+        self._own: deque[tuple[Places, tuple[str | None, torch.dtype, bool], Geometry]] = deque(maxlen=8)
         if config.patch_features and (config.fusion_depth or config.decoder or config.mlp_head):
             raise ModelError(
                 f"{config.name}: patch features",
@@ -243,7 +246,9 @@ class ScaleAlibi(nn.Module):
         query, x = parts[0], parts[0].features
         geometry = self._geometry(query.places, query.places)
         for other in parts[1:]:
-            x = self.fusion(x, geometry, other.features, self._geometry(query.places, other.places))
+            fused = self.fusion(x, geometry, other.features, self._geometry(query.places, other.places))
+            # softmax over nothing but blocked keys would attend to whatever fills them
+            x = torch.where(other.places.valid.any(dim=1)[:, None, None], fused, x)
         return Tokens(features=x, places=query.places, sensor="joint", days=query.days)
 
     def reconstruct(self, context: Tokens, target: Places, tower: str) -> Tensor:
@@ -269,17 +274,24 @@ class ScaleAlibi(nn.Module):
         known = self._latest
         if known and known[2] == how and same(known[0], query) and same(known[1], key):
             return known[3]
+        learning = self.training and torch.is_grad_enabled()
+        for places, before, geometry in self._own if learning else ():
+            if places is query and places is key and before == how:
+                return geometry
         geometry = make_geometry(
             self.positions,
             query,
             key,
             head_dim=self.config.width // self.config.heads,
             dtype=self.dtype,
-            training=self.training and torch.is_grad_enabled(),
+            training=learning,
             backend=self.attention_backend,
         )
-        one_table = geometry.bias is None or geometry.bias.shape[0] == 1
-        self._latest = (query, key, how, geometry) if one_table and not self.training else None
+        if learning and query is key:
+            # fusion looks from the same places as the tower did; what is remembered here keeps no table alive
+            self._own.append((query, how, geometry))
+        one_table = not self.training and (geometry.bias is None or geometry.bias.shape[0] == 1)
+        self._latest = (query, key, how, geometry) if one_table else None
         return geometry
 
 
