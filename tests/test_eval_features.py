@@ -307,10 +307,11 @@ def test_commands_measure_and_tabulate(pack: Path, tmp_path: Path) -> None:
     call("knn", "eurosat-rgb", *common, "--labels", "9", "--baseline", "band-statistics", "--model", str(saved))
     call("probe", "ucmerced", *common, "--baseline", "colour-texture")
     call("curves", "eurosat-rgb", *common, "--model", str(saved))
-    call("cross-sensor", *common, "--baseline", "grey-texture", "--model", str(saved), "--on", "test")
+    cross_sensor = ("--cells", "4", "--baseline", "grey-texture", "--model", str(saved), "--on", "test")
+    call("cross-sensor", *common, *cross_sensor)
     rows = load(results)
     by_protocol = {p: [r for r in rows if r.protocol == p] for p in dict.fromkeys(r.protocol for r in rows)}
-    assert [len(v) for v in by_protocol.values()] == [3, 2, 13, 4, 4 + 2 * (8 + 8)]
+    assert [len(v) for v in by_protocol.values()] == [3, 2, 13, 4, 4 + 2 * (8 + 8) + 4]
     knn = {r.model: r for r in by_protocol["5-NN"]}
     assert knn["band mean/std"].value == 1.0
     assert knn["chance (most frequent class)"].value == pytest.approx(1 / 3)
@@ -321,7 +322,13 @@ def test_commands_measure_and_tabulate(pack: Path, tmp_path: Path) -> None:
     assert chance.value == 1 / 32
     assert mapped.value > 10 * chance.value
     conditions = {condition for _, condition, _ in cross}
-    assert conditions == {"as is", "GSD told as 10 m", "4 x 4 cells", "4 x 4 cells, GSD told as 10 m"}
+    assert conditions == {
+        "as is",
+        "GSD told as 10 m",
+        "4 x 4 cells",
+        "4 x 4 cells, relative",
+        "4 x 4 cells, GSD told as 10 m",
+    }
     page = tmp_path / "page.md"
     call("table", str(results), "--out", str(page), "--title", "All")
     text = page.read_text()
@@ -357,3 +364,17 @@ def test_wrong_names_are_told(pack: Path, tmp_path: Path, words: tuple[str, ...]
 def test_digest_is_of_the_text() -> None:
     assert digest("a") != digest("b")
     assert len(digest("a")) == 12
+
+
+def test_between_sensors_only_what_sets_cells_apart_within_their_image_counts(pack: Path) -> None:
+    images = eurosat_rgb(pack, "val")
+    measured = model(images)
+    one = raster(images, 0)
+    tokens = measured.encode(one)
+    cells, whole = measured.pool_cells(tokens, 2, shared=True), measured.pool_cells(tokens, 1, shared=True)
+    with torch.no_grad():
+        for head in measured.network.heads.values():
+            last = list(head.parameters())[-1]
+            last += 10 * torch.randn(last.shape, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(measured.pool_cells(tokens, 2, shared=True), cells, atol=1e-5)
+    assert not torch.allclose(measured.pool_cells(tokens, 1, shared=True), whole, atol=1e-2)

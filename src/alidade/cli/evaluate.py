@@ -38,12 +38,17 @@ Commit = Annotated[str | None, typer.Option("--commit", help="Commit of the code
 
 def register(app: typer.Typer) -> None:
     """Add ``eval`` with its commands to the application."""
+    from alidade.cli.eval_physics import register_physics
+    from alidade.cli.eval_words import register_words
+
     group = typer.Typer(help="Measure models and trivial baselines on the public data pack.", no_args_is_help=True)
     group.command("knn")(knn)
     group.command("probe")(probe)
     group.command("cross-sensor")(cross_sensor)
     group.command("curves")(curves)
     group.command("table")(table)
+    register_words(group)
+    register_physics(group)
     app.add_typer(group, name="eval")
 
 
@@ -126,7 +131,7 @@ def cross_sensor(
     baseline: Baselines = None,
     on: Part = "val",
     window: Annotated[int, typer.Option(help="Side of the windows in pixels.")] = 128,
-    cells: Annotated[int, typer.Option(min=1, help="Cells across and down that are pooled apart, beside one.")] = 4,
+    cells: Annotated[int, typer.Option(min=1, help="Cells across and down that are pooled apart, beside one.")] = 8,
     wrong_gsd: Annotated[float, typer.Option(help="Ground metres a pixel to tell models wrongly, beside.")] = 10.0,
     seed: Seed = 0,
     results: Into = RESULTS,

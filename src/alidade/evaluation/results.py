@@ -14,6 +14,16 @@ from pathlib import Path
 
 from alidade.errors import AlidadeError
 
+NUMBERS = ("alignment", "uniformity", "modality gap", "hubness", "mean cosine", "smallest cosine", "speed")
+"""How the names of those metrics begin that are plain numbers; all others are shares, which tables show as percent."""
+COUNTS = frozenset(
+    {
+        *("error", "width", "depth", "heads", "batch", "steps", "parameters", "images", "tokens", "images per second"),
+        *(f"{what} seconds" for what in ("measuring", "training", "processor")),
+    }
+)
+"""Metrics of what was computed and at what cost: plain numbers, too."""
+
 
 class ResultsError(AlidadeError):
     """A result that lacks something, or a results file that is damaged."""
@@ -33,7 +43,8 @@ class Result:
         commit: of the code.
         seed: of everything drawn.
         n: scores that the value is the mean of.
-        metric: such as ``"accuracy"``; values are shares, 0 to 1.
+        metric: such as ``"accuracy"``; values are shares, 0 to 1, except for those of ``NUMBERS`` and
+            ``COUNTS``.
         value, low, high: the mean and its 95 % bootstrap interval.
         time: when it was measured, ISO 8601 in UTC.
 
@@ -66,6 +77,20 @@ class Result:
                 raise _incomplete(f"{field.name} = {value!r}", f"{field.name} as a filled {field.type}")
         if not (self.low <= self.value <= self.high and self.n > 0):
             raise _incomplete(f"{self.value} in {self.low} to {self.high}, n = {self.n}", "low <= value <= high, n > 0")
+
+    @property
+    def unit(self) -> str:
+        """What the ``shown`` figures are in: ``"%"`` for shares, nothing for plain numbers."""
+        return "" if self.metric.startswith(NUMBERS) or self.metric in COUNTS else "%"
+
+    @property
+    def shown(self) -> tuple[str, str, str]:
+        """Value, low and high as tables print them, in ``unit``."""
+        share = self.unit == "%"
+        # chance can be far below a percent
+        digits = (2 if self.value < 0.02 else 1) if share else 4 if self.value < 10 else 1 if self.value < 1000 else 0
+        value, low, high = (f"{(100 if share else 1) * x:.{digits}f}" for x in (self.value, self.low, self.high))
+        return value, low, high
 
 
 def append(path: Path, results: Sequence[Result]) -> None:
@@ -169,7 +194,8 @@ def latest(results: Iterable[Result]) -> list[Result]:
 def to_markdown(results: Sequence[Result]) -> str:
     """Tables for people: one per data set and protocol, a row per model, a column per condition and metric.
 
-    Cells are percent with the 95 % interval. Under each table stand the split, the commits and the times.
+    Cells are percent, or plain numbers for the metrics of ``NUMBERS`` and ``COUNTS``, with the 95 % interval. Under
+    each table stand which are no percent, the split, the commits and the times.
     """
     blocks = []
     groups: dict[tuple[str, str, str], list[Result]] = {}
@@ -194,15 +220,17 @@ def to_markdown(results: Sequence[Result]) -> str:
         commits = ", ".join(sorted({r.commit for r in group}))
         when = f"{min(r.time for r in group)} to {max(r.time for r in group)}"
         seeds = ", ".join(str(s) for s in sorted({r.seed for r in group}))
+        numbers = ", ".join(dict.fromkeys(r.metric for r in group if not r.unit))
+        table += ["", f"Plain numbers, not percent: {numbers}."] if numbers else []
         table += ["", f"n = {scores}; split `{split}`; seed {seeds}; code `{commits}`; measured {when}."]
         blocks.append("\n".join(table))
     return "\n\n".join(blocks) + "\n"
 
 
 def _cell(r: Result) -> str:
-    # chance can be far below a percent
-    digits = 2 if r.value < 0.02 else 1
-    return f"{100 * r.value:.{digits}f} ({100 * r.low:.{digits}f}–{100 * r.high:.{digits}f})"
+    value, low, high = r.shown
+    # a dash between negative numbers would look like another sign
+    return f"{value} ({low}–{high})" if r.low >= 0 else f"{value} ({low} to {high})"
 
 
 def _git(directory: Path, *words: str) -> str:
