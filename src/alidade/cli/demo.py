@@ -17,7 +17,7 @@ from alidade.search.picture import draw_result
 from alidade.search.scan import Scanner
 
 SAMPLES = Path(__file__).parents[3] / "samples"
-# each query stays within its own sensor: what the shipped model learned across sensors is little
+# queries by image stay within their own sensor: what the shipped model learned across sensors is little
 QUERIES = (
     ("lake", "a prairie lake in aerial imagery of five years", Query(at="-99.1540,47.0185", sensor="naip-rgbn")),
     (
@@ -35,6 +35,9 @@ QUERIES = (
         "a river bend in Landsat composites of 1985, 2000 and 2020",
         Query(at="-74.50,-8.40", sensor="generic-rgb"),
     ),
+    # these words are in the shipped bank: no language model is loaded
+    ("words-water", 'the words "open water", any sensor', Query(text="open water")),
+    ("words-forest", 'the words "dense forest", any sensor', Query(text="dense forest")),
 )
 
 
