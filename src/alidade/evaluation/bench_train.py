@@ -31,16 +31,18 @@ class Step(Protocol):
     """A training step that can be repeated.
 
     Attributes:
-        trainer: what is trained.
         tokens: that the towers of one step keep, over the batch.
         device: where it runs.
         dtype: of its matrix products.
     """
 
-    trainer: torch.nn.Module
     tokens: int
     device: torch.device
     dtype: torch.dtype
+
+    @property
+    def trainer(self) -> torch.nn.Module:
+        """What is trained."""
 
     def losses(self) -> dict[str, float]:
         """Losses of the forward pass alone, in float32."""

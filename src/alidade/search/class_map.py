@@ -26,6 +26,7 @@ from alidade.imagery.grid import Grid
 from alidade.imagery.raster import Raster
 from alidade.imagery.windows import MAX_PIXELS, Window
 from alidade.models.model import Model
+from alidade.models.scale_alibi import Head
 from alidade.models.tokens import Tokens
 from alidade.search.classify import Classes, Probabilities
 
@@ -274,7 +275,7 @@ def _shares(
 ) -> tuple[Probabilities, NDArray[np.bool_]]:
     """Probabilities ``[C, h, w]`` of a window's patches, and which of them have data ``[h, w]``."""
     height, width = (n // patch for n in raster.valid.shape)
-    real = raster.valid.reshape(height, patch, width, patch).any(axis=(1, 3))
+    real: NDArray[np.bool_] = np.asarray(raster.valid.reshape(height, patch, width, patch).any(axis=(1, 3)))
     shares = np.zeros((len(classes.names), height, width), dtype=np.float32)
     if not real.any():
         return shares, real
@@ -309,6 +310,7 @@ def pool_sets(model: Model, tokens: Tokens, sets: torch.Tensor) -> tuple[NDArray
         Unit vectors ``[P, D]`` float32, zero for a set without a valid token; and which sets have one, ``[P]``.
     """
     head = model.network.heads[tokens.sensor]
+    assert isinstance(head, Head)
     with torch.inference_mode():
         weight = (sets.to(tokens.features.device) & tokens.places.valid[0]).float()
         count = weight.sum(dim=1, keepdim=True)
