@@ -417,13 +417,13 @@ def test_patches_that_are_near() -> None:
     assert near((2, 2), 0).tolist() == torch.eye(4, dtype=torch.bool).tolist()
 
 
-@given(total=st.integers(1, 300), side=st.integers(1, 40))
-def test_windows_overlap_by_half_and_cover_all(total: int, side: int) -> None:
-    found = starts(total, side)
+@given(total=st.integers(1, 300), side=st.integers(1, 40), overlap=st.integers(1, 8))
+def test_windows_overlap_and_cover_all(total: int, side: int, overlap: int) -> None:
+    found = starts(total, side, overlap)
     width = min(side, total)
     assert found[0] == 0
     assert found[-1] + width == total
-    assert all(0 < b - a <= max(side // 2, 1) for a, b in pairwise(found))
+    assert all(0 < b - a <= max(side // overlap, 1) for a, b in pairwise(found))
 
 
 def test_reading_in_pieces_changes_nothing(model: Model, coast: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -468,7 +468,7 @@ def test_probabilities_are_means_over_the_windows_that_saw_a_patch(model: Model,
     """By hand: a row of windows of 4 patches that begin at 0, 2 and 3 of 7, weighted towards their middles."""
     path = scene(tmp_path / "a.tif", np.concatenate([ground("water", 8, 24, 1), ground("field", 8, 32, 2)], axis=2))
     classes = make_classes(model, tuple(GROUND))
-    found = map_classes(path, model, classes, probabilities=True, window=32)
+    found = map_classes(path, model, classes, probabilities=True, window=32, overlap=2)
     expected, weights = np.zeros((3, 7)), np.zeros(7)
     with open_raster(path) as file:
         for start in (0, 2, 3):
@@ -482,7 +482,7 @@ def test_probabilities_are_means_over_the_windows_that_saw_a_patch(model: Model,
     assert np.array_equal(found.numbers[0], (expected / weights).argmax(axis=0) + 1)
 
 
-@pytest.mark.parametrize("settings", [{"radius": -1}, {"window": 4}, {"window": 10_000}])
+@pytest.mark.parametrize("settings", [{"radius": -1}, {"overlap": 0}, {"window": 4}, {"window": 10_000}])
 def test_windows_that_cannot_be(model: Model, coast: Path, settings: dict[str, int]) -> None:
     with pytest.raises(ModelError, match="map: got windows of"):
         map_classes(coast, model, make_classes(model, ("water", "field")), **settings)

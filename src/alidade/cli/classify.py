@@ -36,6 +36,9 @@ def classify(
     window: Annotated[
         int | None, typer.Option(help="With --map: what the model sees at once, in pixels. [default: half its tile]")
     ] = None,
+    overlap: Annotated[
+        int | None, typer.Option(min=1, max=16, help="With --map: windows that see a patch, each way; 2 is fast.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write every tile's class here: a .geojson or .csv file.")] = None,
     model: opt.ModelName = None,
     weights: opt.Weights = None,
@@ -59,7 +62,7 @@ def classify(
     from alidade.cli.output import Bar, err, show_json, show_model
     from alidade.models.registry import DEFAULT, load
     from alidade.search.class_export import check_ending, to_json, write, write_map, write_probabilities
-    from alidade.search.class_map import map_classes
+    from alidade.search.class_map import OVERLAP, map_classes
     from alidade.search.classify import class_names
     from alidade.search.classify import classify as classify_files
     from alidade.search.sources import expand
@@ -83,6 +86,7 @@ def classify(
                 found.classes,
                 declared=declared,
                 window=window,
+                overlap=overlap or OVERLAP,
                 probabilities=probabilities is not None,
                 progress=bar,
             )
