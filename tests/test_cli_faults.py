@@ -274,7 +274,12 @@ def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(
                 signal.raise_signal(signal.SIGINT)
 
         during.setattr(Bar, "advanced", interrupt)
-        code, out, err = run(*arguments)
+        # a shell that starts tests in the background has them ignore Ctrl-C
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            code, out, err = run(*arguments)
+        finally:
+            signal.signal(signal.SIGINT, before)
     assert (code, out) == (130, "")
     assert err[-1] == f"stopped by Ctrl-C; the same command goes on from what {tmp_path / 'a'} holds"
     assert Archive.open(tmp_path / "a").rows == 8
