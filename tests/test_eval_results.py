@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
 
+from alidade.cli.evaluate import record, table
 from alidade.evaluation.results import Result, ResultsError, append, commit_of, latest, load, to_markdown
 
 ROW = Result(
@@ -109,3 +111,99 @@ def test_table_tells_seeds_apart() -> None:
 def test_commit_without_a_repository_names_the_option(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="--commit"):
         commit_of(tmp_path)
+
+
+# --- one rule for numbers: shares are stored as fractions and shown as percent, others stand as they are
+
+PLAIN = replace(ROW, n=10, value=0.5, low=0.25, high=0.75)
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "unit", "cell"),
+    [
+        ("accuracy", 0.5, "%", "50.0 (25.0–75.0)"),
+        ("sentences shared with another image", 0.5, "%", "50.0 (25.0–75.0)"),
+        ("top-1 flips", 0.5, "%", "50.0 (25.0–75.0)"),
+        ("alignment", 0.5, "", "0.5000 (0.2500–0.7500)"),
+        ("mean cosine", 0.5, "", "0.5000 (0.2500–0.7500)"),
+        ("speed ratio", 0.5, "", "0.5000 (0.2500–0.7500)"),
+        ("hubness text→image (k = 10)", 0.5, "", "0.5000 (0.2500–0.7500)"),
+        ("NDVI R²", 0.5, "", "0.5000 (0.2500–0.7500)"),
+        ("NDWI r within a year above alidade-tiny-0123456789ab", 0.5, "", "0.5000 (0.2500–0.7500)"),
+        ("parameters", 884512.0, "", "884512 (884512–884512)"),
+        ("training seconds", 49.95, "", "50.0 (49.7–50.2)"),
+        ("uniformity of images", -3.0, "", "-3.0000 (-3.2500 to -2.7500)"),
+    ],
+)
+def test_tables_print_shares_as_percent_and_numbers_as_they_are(
+    metric: str, value: float, unit: str, cell: str
+) -> None:
+    row = replace(PLAIN, metric=metric, value=value, low=value - 0.25, high=value + 0.25)
+    assert row.unit == unit
+    assert row.cell == f"{cell.split(' (')[0]} {unit}".rstrip()
+    text = to_markdown([row])
+    assert f"| band mean/std | {cell} |" in text
+    assert (f"Plain numbers, not percent: {metric}." in text) == (unit == "")
+
+
+def test_rows_of_older_files_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    shutil.copyfile(Path(__file__).parents[1] / "docs/results/results.jsonl", path)
+    old = load(path)
+    assert {r.unit for r in old if r.protocol in ("5-NN", "linear probe", "cross-sensor retrieval")} == {"%"}
+    append(path, [replace(PLAIN, metric="hubness text→image (k = 10)", value=3.5, high=4.0)])
+    assert load(path)[:-1] == old
+    assert load(path)[-1].shown == ("3.5000", "0.2500", "4.0000")
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "R@1", "mAP@100 over hits", "top-1 flips", "mean recall"])
+def test_a_share_that_is_recorded_as_percent_is_refused(metric: str) -> None:
+    with pytest.raises(ResultsError, match=rf"{metric} as a share, 0 to 1"):
+        replace(PLAIN, metric=metric, value=50.0, low=25.0, high=75.0)
+    with pytest.raises(ResultsError, match="as a share"):
+        replace(PLAIN, metric=metric, low=-0.1)
+    assert replace(PLAIN, metric=metric, value=1.0, high=1.0 + 1e-15).shown == ("100.0", "25.0", "100.0")
+
+
+def test_what_rounds_to_zero_has_no_sign() -> None:
+    nothing = replace(PLAIN, metric="NDVI R²", value=-1e-9, low=-2e-5, high=-1e-9)
+    assert nothing.shown == ("0.0000", "0.0000", "0.0000")
+    assert "| 0.0000 (0.0000–0.0000) |" in to_markdown([nothing])
+    assert replace(nothing, low=-0.25).shown == ("0.0000", "-0.2500", "0.0000")
+    assert "| 0.0000 (-0.2500 to 0.0000) |" in to_markdown([replace(nothing, low=-0.25)])
+
+
+def test_commands_print_each_number_with_its_own_unit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        PLAIN,
+        replace(PLAIN, metric="NDVI R²", value=0.7313, low=0.7, high=0.75),
+        replace(PLAIN, metric="R@1", value=1 / 320, low=0.0, high=0.01, protocol="recall"),
+    ]
+    path = tmp_path / "r.jsonl"
+    record(iter(rows), path, ["said of it"], as_json=False)
+    assert load(path) == rows, "stored as they are"
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    table = [
+        "said of it",
+        "eurosat-rgb/val, split 0123456789ab: 5-NN",
+        "model condition metric value 95 % n",
+        "band mean/std as is accuracy 50.0 % 25.0 to 75.0 10",
+        "band mean/std as is NDVI R² 0.7313 0.7000 to 0.7500 10",
+        "eurosat-rgb/val, split 0123456789ab: recall",
+        "model condition metric value 95 % n",
+        "band mean/std as is R@1 0.31 % 0.00 to 1.00 10",
+    ]
+    assert [line for line in lines if line] == table
+    record(rows, path, ["said of it"], as_json=True)
+    shown = capsys.readouterr()
+    assert [Result(**row) for row in json.loads(shown.out)] == rows
+    assert "said of it" in shown.err
+
+
+def test_a_page_of_tables_says_what_is_percent(tmp_path: Path) -> None:
+    append(tmp_path / "r.jsonl", [PLAIN, replace(PLAIN, metric="NDVI R²")])
+    table(tmp_path / "r.jsonl", out=tmp_path / "page.md", title="Results", protocol=None)
+    page = (tmp_path / "page.md").read_text()
+    assert "percent unless a table says otherwise" in page
+    assert "| band mean/std | 50.0 (25.0–75.0) | 0.5000 (0.2500–0.7500) |" in page
+    assert "Plain numbers, not percent: NDVI R²." in page

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from alidade.cli import options as opt
-from alidade.cli.evaluate import RESULTS, Baselines, Commit, Into, Models, Seed
+from alidade.cli.evaluate import RESULTS, Baselines, Commit, Into, Models, Seed, record
 from alidade.errors import AlidadeError
 
 
@@ -34,7 +34,7 @@ def physics(
     as_json: opt.Json = False,
 ) -> None:
     """R² of NDVI and NDWI, which need near infrared, from RGB features in years that were not fitted to."""
-    from alidade.cli.evaluate import _encoders, _record, _stamp
+    from alidade.cli.evaluate import _encoders, _stamp
     from alidade.evaluation.physics_regression import measure_physics, naip_tiles
 
     years = parse_years(test_years)
@@ -42,7 +42,7 @@ def physics(
     first = None if against is None else next(_encoders(tiles.images, [against], None, seed))
     encoders = list(_encoders(tiles.images, model, baseline, seed))
     rows = measure_physics(encoders, tiles, _stamp(seed, commit), test_years=years, against=first)
-    _record(rows, results, as_json=as_json)
+    record(rows, results, as_json=as_json)
 
 
 def parse_years(text: str | None) -> tuple[int, ...]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alidade.cli import options as opt
-from alidade.cli.eval_words import AT_ONCE, NAMES, Names, classes_of, convention_of, record
-from alidade.cli.evaluate import RESULTS, Commit, Data, Into, Models, Part, Seed
+from alidade.cli.eval_words import AT_ONCE, NAMES, Names, classes_of, convention_of
+from alidade.cli.evaluate import RESULTS, Commit, Data, Into, Models, Part, Seed, record
 
 if TYPE_CHECKING:
     from alidade.evaluation.datasets import Images

@@ -6,14 +6,13 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from alidade.cli import options as opt
-from alidade.cli.evaluate import RESULTS, Commit, Data, Dataset, Into, Models, Part, Seed
+from alidade.cli.evaluate import RESULTS, Commit, Data, Dataset, Into, Models, Part, Seed, record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -315,28 +314,3 @@ def _once(rows: Iterable[Result]) -> Iterator[Result]:
         if told not in seen:
             yield row
         seen.add(told)
-
-
-def record(rows: Iterable[Result], path: Path, said: list[str], *, as_json: bool) -> None:
-    """Append each row as it is measured; show all at the end, a table for each protocol, under the protocol's words."""
-    from alidade.cli.output import err, out, show_json, show_table
-    from alidade.evaluation.results import append
-
-    done: list[Result] = []
-    for row in rows:
-        append(path, [row])
-        done.append(row)
-        err.print(f"{row.model}: {row.condition}, {row.metric} {row.shown[0]} {row.unit}".rstrip(), style="dim")
-    for line in said:
-        (err if as_json else out).print(line)
-    if as_json:
-        show_json([asdict(row) for row in done])
-        return
-    for protocol in dict.fromkeys(row.protocol for row in done):
-        cells = [
-            (r.model, r.condition, r.metric, f"{r.shown[0]} {r.unit}".rstrip(), " to ".join(r.shown[1:]), f"{r.n:,}")
-            for r in done
-            if r.protocol == protocol
-        ]
-        title = f"{done[0].dataset}, split {done[0].split_hash}: {protocol}"
-        show_table(("model", "condition", "metric", "value", "95 %", "n"), cells, title=title)

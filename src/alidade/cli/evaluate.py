@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,7 +71,7 @@ def knn(
     train, queries, stamp = _start(dataset, data, on, labels, seed, commit)
     rows = (measure_knn(encoder, train, queries, stamp, k=k) for encoder in _encoders(train, model, baseline, seed))
     chance = measure_chance(train, queries, stamp, f"{k}-NN")
-    _record(itertools.chain([chance], rows), results, as_json=as_json)
+    record(itertools.chain([chance], rows), results, as_json=as_json)
 
 
 def probe(
@@ -97,7 +97,7 @@ def probe(
         for encoder in _encoders(train, model, baseline, seed)
     )
     chance = measure_chance(train, queries, stamp, "linear probe")
-    _record(itertools.chain([chance], rows), results, as_json=as_json)
+    record(itertools.chain([chance], rows), results, as_json=as_json)
 
 
 def curves(
@@ -122,7 +122,7 @@ def curves(
         for encoder in _encoders(train, model, baseline, seed)
         for row in measure_curves(encoder, train, queries, stamp, sides=SIDES[dataset], k=k)
     )
-    _record(rows, results, as_json=as_json)
+    record(rows, results, as_json=as_json)
 
 
 def cross_sensor(
@@ -171,7 +171,7 @@ def cross_sensor(
                 yield from measure_retrieval(encoders, pairs, stamp, cells=count)
                 yield from measure_retrieval(encoders, pairs, stamp, told_gsd_m=wrong_gsd, cells=count)
 
-    _record(rows(), results, as_json=as_json)
+    record(rows(), results, as_json=as_json)
 
 
 def table(
@@ -192,7 +192,8 @@ def table(
     command = f"alidade eval table {results.as_posix()} --title {title!r}"
     command += f" --protocol {protocol!r}" if protocol else ""
     command += f" --out {out.as_posix()}" if out else ""
-    text = f"# {title}\n\nMade by `{command}`; percent, with 95 % bootstrap intervals.\n\n{to_markdown(chosen)}"
+    told = f"Made by `{command}`; percent unless a table says otherwise, with 95 % bootstrap intervals."
+    text = f"# {title}\n\n{told}\n\n{to_markdown(chosen)}"
     if out is None:
         typer.echo(text, nl=False)
         return
@@ -257,34 +258,38 @@ def _models(names: list[str] | None) -> Iterator[Model]:
     return (load(name, dtype=torch.float32) for name in names or [])
 
 
-def _record(rows: Iterable[Result], path: Path, *, as_json: bool) -> None:
+def record(rows: Iterable[Result], path: Path, said: Sequence[str] = (), *, as_json: bool) -> None:
+    """Append each row as it is measured; show all at the end, a table for each protocol.
+
+    Stored are shares as fractions and other numbers as they are; shown is what ``Result.shown`` makes of them, with the
+    unit beside each number. The same for all commands of ``alidade eval``.
+
+    Args:
+        rows: are measured as they are taken.
+        path: the results file.
+        said: lines about what was measured, shown above the tables; read when all rows are there.
+        as_json: print the rows as they are stored in place of tables.
+    """
     from dataclasses import asdict
 
-    from alidade.cli.output import err, show_json, show_table
+    from alidade.cli.output import err, out, show_json, show_table
     from alidade.evaluation.results import append
 
     done: list[Result] = []
     for row in rows:
         append(path, [row])
         done.append(row)
-        err.print(f"{row.model}: {row.protocol}, {row.condition}, {row.metric} {100 * row.value:.1f} %", style="dim")
+        err.print(f"{row.model}: {row.condition}, {row.metric} {row.cell}", style="dim")
+    for line in said:
+        (err if as_json else out).print(line)
     if as_json:
         show_json([asdict(row) for row in done])
         return
-    columns = ("model", "protocol", "condition", "metric", "%", "95 %", "n")
-    show_table(
-        columns,
-        [
-            (
-                r.model,
-                r.protocol,
-                r.condition,
-                r.metric,
-                f"{100 * r.value:.2f}",
-                f"{100 * r.low:.2f} to {100 * r.high:.2f}",
-                r.n,
-            )
+    for protocol in dict.fromkeys(row.protocol for row in done):
+        cells = [
+            (r.model, r.condition, r.metric, r.cell, " to ".join(r.shown[1:]), f"{r.n:,}")
             for r in done
-        ],
-        title=f"{done[0].dataset}, split {done[0].split_hash}" if done else None,
-    )
+            if r.protocol == protocol
+        ]
+        title = f"{done[0].dataset}, split {done[0].split_hash}: {protocol}"
+        show_table(("model", "condition", "metric", "value", "95 %", "n"), cells, title=title)

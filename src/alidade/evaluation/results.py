@@ -1,4 +1,10 @@
-"""The results file: one JSON line per number, appended and never changed, and tables made from it."""
+"""The results file: one JSON line per number, appended and never changed, and tables made from it.
+
+One rule for all numbers: a share (accuracy, recall, mAP, flips) is stored as a fraction from 0 to 1 and shown as
+percent; every other number (R², a cosine, a distance, seconds) is stored and shown as it is. A metric's name decides
+which it is (``NUMBERS``, ``COUNTS``, ``Result.unit``), and what shows a result takes it from ``Result.shown`` or
+``Result.cell``.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +20,11 @@ from pathlib import Path
 
 from alidade.errors import AlidadeError
 
-NUMBERS = ("alignment", "uniformity", "modality gap", "hubness", "mean cosine", "smallest cosine", "speed")
-"""How the names of those metrics begin that are plain numbers; all others are shares, which tables show as percent."""
+NUMBERS = (
+    *("alignment", "uniformity", "modality gap", "hubness", "mean cosine", "smallest cosine", "speed"),
+    *("NDVI", "NDWI"),
+)
+"""How the names of those metrics begin that are plain numbers (of an index: R² and r); all others are shares."""
 COUNTS = frozenset(
     {
         *("error", "width", "depth", "heads", "batch", "steps", "parameters", "images", "tokens", "images per second"),
@@ -23,6 +32,7 @@ COUNTS = frozenset(
     }
 )
 """Metrics of what was computed and at what cost: plain numbers, too."""
+_ROUNDING = 1e-9
 
 
 class ResultsError(AlidadeError):
@@ -45,11 +55,11 @@ class Result:
         n: scores that the value is the mean of.
         metric: such as ``"accuracy"``; values are shares, 0 to 1, except for those of ``NUMBERS`` and
             ``COUNTS``.
-        value, low, high: the mean and its 95 % bootstrap interval.
+        value, low, high: the mean and its 95 % bootstrap interval; of a share as fractions.
         time: when it was measured, ISO 8601 in UTC.
 
     Raises:
-        ResultsError: a field that is empty, of another type, not finite or not in order.
+        ResultsError: a field that is empty, of another type, not finite or not in order, or a share outside 0 to 1.
     """
 
     protocol: str
@@ -77,20 +87,28 @@ class Result:
                 raise _incomplete(f"{field.name} = {value!r}", f"{field.name} as a filled {field.type}")
         if not (self.low <= self.value <= self.high and self.n > 0):
             raise _incomplete(f"{self.value} in {self.low} to {self.high}, n = {self.n}", "low <= value <= high, n > 0")
+        # sums of fractions may end a rounding beside 0 or 1
+        if self.unit and not (self.low >= -_ROUNDING and self.high <= 1 + _ROUNDING):
+            raise _incomplete(f"{self.metric} {self.low} to {self.high}", f"{self.metric} as a share, 0 to 1")
 
     @property
     def unit(self) -> str:
-        """What the ``shown`` figures are in: ``"%"`` for shares, nothing for plain numbers."""
+        """What the ``shown`` figures are in: ``"%"`` for shares, ``""`` for plain numbers."""
         return "" if self.metric.startswith(NUMBERS) or self.metric in COUNTS else "%"
 
     @property
     def shown(self) -> tuple[str, str, str]:
-        """Value, low and high as tables print them, in ``unit``."""
+        """Value, low and high as tables print them, in ``unit``; what rounds to zero has no sign."""
         share = self.unit == "%"
         # chance can be far below a percent
         digits = (2 if self.value < 0.02 else 1) if share else 4 if self.value < 10 else 1 if self.value < 1000 else 0
-        value, low, high = (f"{(100 if share else 1) * x:.{digits}f}" for x in (self.value, self.low, self.high))
+        value, low, high = (f"{(100 if share else 1) * x:z.{digits}f}" for x in (self.value, self.low, self.high))
         return value, low, high
+
+    @property
+    def cell(self) -> str:
+        """The value with its unit, such as ``"86.6 %"`` or ``"0.7313"``."""
+        return f"{self.shown[0]} {self.unit}".rstrip()
 
 
 def append(path: Path, results: Sequence[Result]) -> None:
@@ -194,8 +212,8 @@ def latest(results: Iterable[Result]) -> list[Result]:
 def to_markdown(results: Sequence[Result]) -> str:
     """Tables for people: one per data set and protocol, a row per model, a column per condition and metric.
 
-    Cells are percent, or plain numbers for the metrics of ``NUMBERS`` and ``COUNTS``, with the 95 % interval. Under
-    each table stand which are no percent, the split, the commits and the times.
+    Cells are as ``Result.shown`` has them, with the 95 % interval. Under each table stand which are no percent, the
+    split, the commits and the times.
     """
     blocks = []
     groups: dict[tuple[str, str, str], list[Result]] = {}
@@ -230,7 +248,7 @@ def to_markdown(results: Sequence[Result]) -> str:
 def _cell(r: Result) -> str:
     value, low, high = r.shown
     # a dash between negative numbers would look like another sign
-    return f"{value} ({low}–{high})" if r.low >= 0 else f"{value} ({low} to {high})"
+    return f"{value} ({low} to {high})" if low.startswith("-") else f"{value} ({low}–{high})"
 
 
 def _git(directory: Path, *words: str) -> str:

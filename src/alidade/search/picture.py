@@ -1,4 +1,4 @@
-"""The answer as one picture: the query, the best tiles, and the best tile's scene tinted by similarity."""
+"""The answer as one picture: the query, the best tiles, and a scene of theirs tinted by similarity."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ _SCENE_HEIGHT = 620
 _MOST_CHIPS = 10
 _TINT = 0.62
 _MANY = 40
+_WORD_SIZES = (34, 28, 23, 19, 16)
+_MOST_LETTERS = 400
+# thirds of the levels, black and white among them: no value moves by more than one, and files shrink by a third
+_LEVELS = [3 * round(level / 3) for level in range(256)]
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Box = tuple[int, int, int, int]
@@ -39,6 +43,7 @@ class _Scene:
     """What the lower half shows: the scene in colours, its tiles with their scores, and the hits in it."""
 
     name: str
+    rank: int
     colours: Colours
     size: tuple[int, int]
     windows: list[Window]
@@ -62,8 +67,9 @@ def draw_result(
         hits: the answer; the first ten hits are shown.
         scanner: what gave it; tells the similarity of the other tiles of the best hit's scene.
         out: the file; an existing one is replaced.
-        query: the query's own picture ``[H, W, 3]`` (see ``quicklook.of_raster`` and ``row_colours``); an
-            empty box when there is none.
+        query: the query's own picture ``[H, W, 3]`` (see ``quicklook.of_raster`` and ``row_colours``). Without one
+            ``hits.query["like"]`` itself stands in its place when it begins with words in quotes, as that of a query
+            by text does, and else a sentence that there is no picture.
         declared: what the user said about the files when they were embedded.
 
     Raises:
@@ -71,15 +77,14 @@ def draw_result(
     """
     told = declared or Declared()
     rows = hits.table.slice(0, _MOST_CHIPS).to_pylist()
-    scene = _scene(rows, hits, scanner, told) if rows else None
+    scene = _scene(rows, hits, scanner, told)
     lines = max(1, -(-len(rows) // _PER_ROW))
     grid_bottom = _MARGIN + _HEAD + lines * (_CHIP + _CAPTION + _GAP)
     scene_height = 0 if scene is None else _scene_size(scene)[1] + _HEAD + _MARGIN
     image = Image.new("RGB", (_WIDTH, grid_bottom + scene_height + _MARGIN), _PAPER)
     draw = ImageDraw.Draw(image)
     _draw_head(draw, hits)
-    _draw_chip(image, draw, (_MARGIN, _MARGIN + _HEAD), query, "no picture of the query")
-    _caption(draw, (_MARGIN, _MARGIN + _HEAD + _CHIP + 8), ("query", "", ""))
+    _draw_query(image, draw, (_MARGIN, _MARGIN + _HEAD), query, _asked(hits))
     left = _MARGIN + _CHIP + 2 * _GAP
     draw.line([(left - _GAP, _MARGIN + _HEAD), (left - _GAP, grid_bottom - _GAP)], fill=_LINE)
     for number, row in enumerate(rows):
@@ -120,7 +125,12 @@ def ramp(shares: npt.ArrayLike) -> Colours:
 
 
 def _scene(rows: Sequence[dict[str, Any]], hits: Hits, scanner: Scanner, declared: Declared) -> _Scene | None:
-    best = rows[0]
+    """The scene of the best tile that is not alone in it: of one tile, its own picture tells all."""
+    ranked = enumerate(rows, start=1)
+    found = next(((rank, row) for rank, row in ranked if len(scanner.rows_of(row["source_id"])) > 1), None)
+    if found is None:
+        return None
+    rank, best = found
     indices = scanner.rows_of(best["source_id"])
     tiles = scanner.table.select(["id", "row", "col", "height", "width"]).take(indices).to_pylist()
     ranks = {row["id"]: rank for rank, row in enumerate(rows, start=1)}
@@ -128,6 +138,7 @@ def _scene(rows: Sequence[dict[str, Any]], hits: Hits, scanner: Scanner, declare
         with open_raster(scanner.archive.locate(best["source"], best["source_id"]), declared) as file:
             return _Scene(
                 name=Path(best["source"]).name,
+                rank=rank,
                 colours=overview(file, stretch_of(file), _SCENE_HEIGHT),
                 size=(file.grid.width, file.grid.height),
                 windows=[Window(**{n: t[n] for n in ("row", "col", "height", "width")}) for t in tiles],
@@ -147,7 +158,7 @@ def _scene_size(scene: _Scene) -> tuple[int, int]:
 
 
 def _draw_head(draw: ImageDraw.ImageDraw, hits: Hits) -> None:
-    _text(draw, (_MARGIN, _MARGIN - 8), f"Most like {hits.query.get('like', 'the query')}", 32, _INK)
+    _text(draw, (_MARGIN, _MARGIN - 8), _cut(draw, f"Most like {_asked(hits)}", 32, _WIDTH - 2 * _MARGIN), 32, _INK)
     conditions = [f"{name} {_flat(value)}" for name, value in hits.query.items() if name not in ("like", "k")]
     parts = [
         f"{len(hits):,} best of {hits.matches:,} matching tiles",
@@ -155,7 +166,42 @@ def _draw_head(draw: ImageDraw.ImageDraw, hits: Hits) -> None:
         "exact cosine",
         hits.model,
     ]
-    _text(draw, (_MARGIN, _MARGIN + 40), "  ·  ".join(parts), 18, _MUTED)
+    about = _cut(draw, "  ·  ".join(parts), 18, _WIDTH - 2 * _MARGIN)
+    _text(draw, (_MARGIN, _MARGIN + 40), about, 18, _MUTED)
+
+
+def _asked(hits: Hits) -> str:
+    return " ".join(str(hits.query.get("like", "the query")).split())
+
+
+def _draw_query(
+    image: Image.Image, draw: ImageDraw.ImageDraw, at: tuple[int, int], query: Colours | None, asked: str
+) -> None:
+    in_words = query is None and asked.startswith('"')
+    if in_words:
+        _draw_words(draw, at, asked)
+    else:
+        _draw_chip(image, draw, at, query, f"no picture of {asked}")
+    _caption(draw, (at[0], at[1] + _CHIP + 8), ("query", "in words" if in_words else "", ""))
+
+
+def _draw_words(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str) -> None:
+    """The text in the middle of a box, as large as it fits there; what is too long ends in an ellipsis."""
+    x, y = at
+    draw.rectangle((x, y, x + _CHIP - 1, y + _CHIP - 1), fill=_PAPER, outline=_LINE)
+    side, short = _CHIP - 32, text if len(text) <= _MOST_LETTERS else text[:_MOST_LETTERS] + "…"
+    for size in _WORD_SIZES:
+        high = round(1.3 * size)
+        lines = _wrapped(draw, short, size, side)
+        if len(lines) * high <= side and all(_fits(draw, word, size, side) for word in short.split(" ")):
+            break
+    room = side // high
+    if len(lines) > room:
+        lines = [*lines[: room - 1], _cut(draw, f"{lines[room - 1]}…", size, side)]
+    top = y + (_CHIP - len(lines) * high) // 2
+    for number, line in enumerate(lines):
+        left = x + (_CHIP - round(draw.textlength(line, font=_font(size)))) // 2
+        _text(draw, (left, top + number * high), line, size, _INK)
 
 
 def _draw_scene(image: Image.Image, draw: ImageDraw.ImageDraw, scene: _Scene, top: int) -> None:
@@ -164,7 +210,8 @@ def _draw_scene(image: Image.Image, draw: ImageDraw.ImageDraw, scene: _Scene, to
     draw.line([(_MARGIN, top), (_WIDTH - _MARGIN, top)], fill=_LINE)
     _text(draw, (_MARGIN, top + 22), f"Similarity over {scene.name}", 26, _INK)
     size = f"{scene.size[0]:,} x {scene.size[1]:,} px"
-    about = f"the scene of the best tile  ·  {len(scene.windows):,} tiles  ·  {size}"
+    whose = "the best tile" if scene.rank == 1 else f"tile {scene.rank}"
+    about = f"the scene of {whose}  ·  {len(scene.windows):,} tiles  ·  {size}"
     _text(draw, (_MARGIN, top + 58), about, 18, _MUTED)
     top += _HEAD
     plain = Image.fromarray(scene.colours).resize((width, height), Image.Resampling.LANCZOS)
@@ -223,14 +270,24 @@ def _draw_bar(
     length = max(height, 60)
     bar = np.repeat(ramp(np.linspace(1.0, 0.0, length))[:, None], 22, axis=1)
     image.paste(Image.fromarray(bar), (x, y))
-    low, high = limits
-    digits = 2 if high - low >= 0.05 else 4
-    for step in range(5):
+    for step, label in enumerate(bar_labels(limits, clipped=clipped)):
         tick = y + round((length - 1) * step / 4)
         draw.line([(x + 22, tick), (x + 28, tick)], fill=_INK)
-        label = f"{high - (high - low) * step / 4:.{digits}f}"
-        label = f"< {label}" if clipped and step == 4 else label
         _text(draw, (x + 34, tick - (0, 9, 9, 9, 17)[step]), label, 16, _INK)
+
+
+def bar_labels(limits: tuple[float, float], *, clipped: bool) -> tuple[str, ...]:
+    """What stands at the five ticks of the colour bar, from the highest score down.
+
+    Args:
+        limits: the scores at the ends of the ramp.
+        clipped: whether some scores are below it.
+    """
+    low, high = limits
+    digits = 2 if high - low >= 0.05 else 4
+    # z: what rounds to zero has no sign
+    labels = [f"{high - (high - low) * step / 4:z.{digits}f}" for step in range(5)]
+    return (*labels[:4], f"< {labels[4]}" if clipped else labels[4])
 
 
 def _draw_chip(
@@ -253,12 +310,12 @@ def _draw_chip(
 def _caption_of(rank: int, row: dict[str, Any]) -> tuple[str, str, str]:
     title = SENSORS[row["sensor"]].title if row["sensor"] in SENSORS else row["sensor"]
     when = row["time"].strftime("%Y-%m-%d") if row["time"] else "date unknown"
-    return f"{rank}    {row['score']:.3f}", title, f"{when}  ·  {row['gsd_m']:.3g} m"
+    return f"{rank}    {row['score']:z.3f}", title, f"{when}  ·  {row['gsd_m']:.3g} m"
 
 
 def _caption(draw: ImageDraw.ImageDraw, at: tuple[int, int], lines: tuple[str, str, str]) -> None:
     for (size, colour, down), line in zip(((20, _INK, 0), (16, _MUTED, 27), (16, _MUTED, 48)), lines, strict=True):
-        _text(draw, (at[0], at[1] + down), _wrapped(draw, line, size, _CHIP)[0], size, colour)
+        _text(draw, (at[0], at[1] + down), _cut(draw, line, size, _CHIP), size, colour)
 
 
 def _text(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, colour: str) -> None:
@@ -278,6 +335,14 @@ def _wrapped(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> lis
     return lines
 
 
+def _cut(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
+    """The text as one line: where it is too wide, its beginning and an ellipsis."""
+    if len(text) <= _MOST_LETTERS and _fits(draw, text, size, width):
+        return text
+    shorter = (text[:n].rstrip(" …") + "…" for n in range(min(len(text), _MOST_LETTERS), 0, -1))
+    return next(line for line in shorter if len(line) == 2 or _fits(draw, line, size, width))
+
+
 def _fits(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> bool:
     return len(text) == 1 or draw.textlength(text, font=_font(size)) <= width
 
@@ -293,7 +358,7 @@ def _flat(value: object) -> str:
 def _save(image: Image.Image, path: Path) -> None:
     try:
         with atomic_write(path) as temporary:
-            image.save(temporary, format="PNG")
+            image.point(3 * _LEVELS).save(temporary, format="PNG")
     except OSError as error:
         raise ArchiveError(
             f"{path}: writing the picture",
