@@ -111,15 +111,14 @@ def test_filters_narrow_the_answer(run: Run, archive: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "got none of --text, --like and --at, expected one of"),
-        (("--like", "x.tif", "--at", "1,2"), "got --like and --at, expected one of"),
+        ((), "got nothing that tiles shall be like, expected one or more of --text WORDS, --like FILE"),
         (("--at", "100,80"), "tile at 100,80: got none, expected a point inside the archive"),
         (("--at", "somewhere"), "expected longitude,latitude in degrees"),
         (("--like", RIVER, "--bbox", "1,2,3"), "error: "),
         (("--like", RIVER, "--bbox", "1,50,2,40"), "error: "),
         (("--like", RIVER, "--time", "last year"), "error: "),
         (("--like", RIVER, "--only-sensor", "spot-7"), "spot-7"),
-        (("--like", RIVER, "--format", "csv"), "got 'csv', expected table, json, geojson, parquet"),
+        (("--like", RIVER, "--format", "xlsx"), "got 'xlsx', expected table, json, geojson, parquet, csv"),
         (("--like", "nowhere.tif"), "nowhere.tif"),
         (("--like", RIVER, "--model", "dinov3"), "expected one of alidade-tiny, croma-base, croma-large"),
     ],
@@ -291,7 +290,7 @@ def test_bars_tell_count_rate_and_time_left_on_stderr(
     with kind() as bar:
         now[0] = 190.0  # looking through the input is not work done
         if isinstance(bar, Bar):
-            unit, doing = "tiles", "embedding 1,200 scenes"
+            unit, doing = "tiles", "embedding 1,200 files"
             bar.started(tiles=3000, sources=1200)
         elif isinstance(bar, TilesBar):
             unit, doing = "squares", "aligning 1,200 scenes"

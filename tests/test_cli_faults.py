@@ -129,7 +129,7 @@ def test_results_and_their_picture_take_no_foreign_file(run: Run, made: tuple[Pa
         (("--bbox", "1,2,3"), "box"),
         (("--bbox", ""), "box: got ''"),
         (("--time", "last year"), "time: got 'last year'"),
-        (("--format", "csv"), "got 'csv', expected table"),
+        (("--format", "xlsx"), "got 'xlsx', expected table"),
         (("--out", "x.foo"), "got 'foo', expected one of"),
     ],
 )

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import typer
 
 from alidade.cli.output import Bar, err, out, show_json, show_model, show_table
 from alidade.errors import AlidadeError, ArchiveError
 from alidade.imagery.files import Declared, open_raster
+from alidade.imagery.polygon import read_geojson
 from alidade.imagery.quicklook import Colours, of_raster
 from alidade.imagery.raster import Raster
 from alidade.imagery.windows import Window
@@ -21,51 +24,91 @@ from alidade.search import export
 from alidade.search.archive import Archive
 from alidade.search.embed import EmbedSummary
 from alidade.search.embed import embed as embed_archive
-from alidade.search.filters import Filter, check_k, parse_bbox, parse_point, parse_time
+from alidade.search.filters import Filter, parse_bbox, parse_gsd, parse_point, parse_time
 from alidade.search.picture import draw_result, row_colours
+from alidade.search.query import QueryImage, Question, answer, check_space, words_of
 from alidade.search.scan import Hits, Scanner
+from alidade.search.store import ExactStore
+from alidade.search.words import encode_text, found_otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
     """What the user asks; texts as typed, and checked here: before anything is loaded.
 
+    Attributes:
+        like, not_like: one image file, or several.
+        at: ``"LON,LAT"``.
+        text, not_text: words.
+        more, less: ids of tiles.
+        bbox, time, gsd: see ``search.filters``.
+        polygon: a GeoJSON file.
+        sensor: a sensor id.
+        new_only: whether the tiles of ``more`` and ``less`` are left out of the answer.
+        declared: what the user says about the image files.
+
     Raises:
-        AlidadeError: none or several of ``like``, ``at`` and ``text``, or an option that cannot be understood.
+        AlidadeError: nothing asked, or an option that cannot be understood.
     """
 
-    like: str | None = None
+    like: str | tuple[str, ...] | None = None
+    not_like: tuple[str, ...] = ()
     at: str | None = None
     text: str | None = None
+    not_text: str | None = None
+    more: tuple[str, ...] = ()
+    less: tuple[str, ...] = ()
     bbox: str | None = None
+    polygon: Path | None = None
     time: str | None = None
     sensor: str | None = None
+    gsd: str | None = None
     k: int = 10
+    new_only: bool = False
     declared: Declared = field(default_factory=Declared)
+    question: Question = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Read every text once; see the class for what is refused."""
-        asked = {"--text": self.text, "--like": self.like, "--at": self.at}
-        given = [option for option, value in asked.items() if value is not None]
-        if len(given) != 1:
+        liked = (self.like,) if isinstance(self.like, str) else self.like or ()
+        try:
+            question = self._question(liked)
+        except ArchiveError as error:
+            if error.what != "query":
+                raise
             raise AlidadeError(
                 "query",
-                got=" and ".join(given) or "none of --text, --like and --at",
-                expected="one of --text WORDS, --like FILE and --at LON,LAT",
+                got=error.got,
+                expected="one or more of --text WORDS, --like FILE, --at LON,LAT and --more ID",
                 next_step="Say what the tiles should be like.",
-            )
-        check_k(self.k)
-        if self.at is not None:
-            parse_point(self.at)
-        self.conditions()
+            ) from None
+        object.__setattr__(self, "question", question)
 
-    def conditions(self) -> Filter:
-        """What narrows the search."""
-        return Filter(
-            bbox=None if self.bbox is None else parse_bbox(self.bbox),
-            time=None if self.time is None else parse_time(self.time),
-            sensor=self.sensor,
+    def _question(self, liked: Sequence[str]) -> Question:
+        return Question(
+            text=self.text,
+            negative_text=self.not_text,
+            images=_to_embed(liked),
+            negative_images=_to_embed(self.not_like),
+            place=None if self.at is None else parse_point(self.at),
+            positive=self.more,
+            negative=self.less,
+            conditions=Filter(
+                bbox=None if self.bbox is None else parse_bbox(self.bbox),
+                time=None if self.time is None else parse_time(self.time),
+                sensor=self.sensor,
+                polygon=None if self.polygon is None else read_geojson(self.polygon),
+                gsd=None if self.gsd is None else parse_gsd(self.gsd),
+            ),
+            k=self.k,
+            keep_labelled=not self.new_only,
         )
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether words or images are to be embedded."""
+        asked = self.question
+        return asked.text is not None or asked.negative_text is not None or bool(asked.images + asked.negative_images)
 
 
 def run_embed(
@@ -118,6 +161,7 @@ def run_search(
     picture: Path | None,
     model: str | None,
     weights: str | None,
+    ids: bool = False,
 ) -> None:
     """Search, show or write the answer, then draw it. A default picture that cannot be written is no failure.
 
@@ -128,10 +172,10 @@ def run_search(
     check_output(form, out, picture)
     scanner = Scanner(Archive.open(archive))
     hits, colours = ask(scanner, query, model=model, weights=weights)
-    show(hits, form, out)
+    show(hits, form, out, ids=ids or bool(query.more or query.less))
     drawn = picture or (out.with_name(f"{out.name}.png") if out else archive / "last-search.png")
     try:
-        draw_result(hits, scanner, drawn, query=colours, declared=query.declared)
+        draw_result(_for_picture(hits, query), scanner, drawn, query=colours, declared=query.declared)
     except ArchiveError as error:
         if picture is not None:
             raise
@@ -175,50 +219,78 @@ def ask(
     weights: str | None = None,
     loaded: Model | None = None,
 ) -> tuple[Hits, Colours | None]:
-    """The answer, and the query's own picture where there is one.
+    """The answer, and a picture of what it shall be like: the first image, the tile at the place or the first liked.
 
     Args:
         scanner: over the archive.
-        query: by image or by place, not both.
-        model: name or directory for queries by image; the archive's own by default.
+        query: what is asked.
+        model: name or directory, for words and images; the shipped one by default.
         weights: for the CROMA names.
         loaded: a model that is there already.
     """
-    declared = query.declared
-    colours: Colours | None = None
+    store, question = ExactStore(scanner), query.question
+    known: Model | None = None
+    words: str | None = None
+    pictures: list[Colours] = []
+    if query.needs_model:
+        known = loaded or load(model or DEFAULT, weights=weights)
+        check_space(store, known.identity)
+        question = _embedded(scanner, query, known, pictures)
+        if known.words is not None:
+            words = words_of(model or known.network.config.name, known.words.config.text_identity)
+    shown = None
     if query.at is not None:
-        place = scanner.at(*parse_point(query.at))
-        vector, name = place.embedding, f"the tile at {query.at}"
+        shown = scanner.at(*parse_point(query.at)).row
+    elif query.more:
+        shown = store.rows(query.more[:1]).drop_columns(["embedding"]).to_pylist()[0]
+    if shown is not None and not pictures:
         try:
-            colours = row_colours(scanner, place.row, declared)
+            pictures.append(row_colours(scanner, shown, query.declared))
         except AlidadeError as error:
             err.print(f"no picture of the query: {error}")
-        identity = scanner.archive.header.model
-    else:
-        known = loaded or load(model or DEFAULT, weights=weights)
-        identity = known.identity
-        if query.text is not None:
-            vector, name = known.embed_text([query.text])[0], f'"{query.text}"'
-        else:
-            assert query.like is not None
-            raster = read_query(query.like, declared, scanner.archive.header.tile)
-            vector, colours, name = known.embed(raster)[0], of_raster(raster), Path(query.like).name
-            if not known.aligned and query.sensor is None and scanner.sensors - {raster.sensor.id}:
-                err.print(
-                    f"note: {identity} has not learned to compare sensors: scores between {raster.sensor.id} and other "
-                    f"sensors mean nothing. Add --only-sensor {raster.sensor.id}."
-                )
-    conditions = query.conditions()
-    hits = scanner.search(
-        vector,
-        query.k,
-        bbox=conditions.bbox,
-        time=conditions.time,
-        sensor=conditions.sensor,
-        model=identity,
-        describe=name,
-    )
-    return hits, colours
+    asked = [text for text in (question.text, question.negative_text) if text is not None]
+    if asked and known is not None and (note := encode_text(known, asked).note):
+        err.print(note)
+    hits = answer(question, store, known, words=words)
+    if asked and known is not None:
+        rows = hits.table.select(["source", "source_id"]).to_pylist()
+        files = [scanner.archive.locate(row["source"], row["source_id"]) for row in rows]
+        if note := found_otherwise(known, files, query.declared):
+            err.print(note)
+    return hits, pictures[0] if pictures else None
+
+
+def _to_embed(files: Sequence[str]) -> tuple[QueryImage, ...]:
+    """Images that have a name and no vector yet."""
+    return tuple(QueryImage(name=file, vector=np.empty(0, np.float32)) for file in files)
+
+
+def _embedded(scanner: Scanner, query: Query, model: Model, pictures: list[Colours]) -> Question:
+    """The question with its images embedded; the pictures of those that the answer shall be like are added."""
+    asked, foreign = query.question, set()
+    sides: list[tuple[QueryImage, ...]] = []
+    for images in (asked.images, asked.negative_images):
+        rasters = [read_query(image.name, query.declared, scanner.archive.header.tile) for image in images]
+        foreign |= {raster.sensor.id for raster in rasters if scanner.sensors - {raster.sensor.id}}
+        vectors = model.embed(rasters) if rasters else ()
+        sides.append(tuple(QueryImage(name=Path(i.name).name, vector=v) for i, v in zip(images, vectors, strict=True)))
+        if images is asked.images:
+            pictures.extend(of_raster(raster) for raster in rasters[:1])
+    if foreign and not model.aligned and query.sensor is None:
+        name = sorted(foreign)[0]
+        err.print(
+            f"note: {model.identity} has not learned to compare sensors: scores between {name} and other "
+            f"sensors mean nothing. Add --only-sensor {name}."
+        )
+    return replace(asked, images=sides[0], negative_images=sides[1])
+
+
+def _for_picture(hits: Hits, query: Query) -> Hits:
+    """The answer with what was asked in the few words that a picture has room for."""
+    shown = {"like": hits.query["like"], "k": hits.query["k"], **query.question.conditions.describe()}
+    if query.question.conditions.polygon is not None:
+        shown["polygon"] = f"of {query.question.conditions.polygon.corners:,} corners"
+    return replace(hits, query=shown)
 
 
 def read_query(path: str, declared: Declared, tile: int) -> Raster:
@@ -236,17 +308,27 @@ def read_query(path: str, declared: Declared, tile: int) -> Raster:
         return file.read(window)
 
 
-def show(hits: Hits, form: str, path: Path | None) -> None:
-    """The answer on stdout, or in a file."""
+def show(hits: Hits, form: str, path: Path | None, *, ids: bool = False) -> None:
+    """The answer on stdout, or in a file; a table with the tiles' ids where they are asked for."""
     if path is not None:
         export.write(hits, path, None if form == "table" else form)
         err.print(f"{len(hits)} results: {path}")
     elif form == "table":
-        show_table(export.TABLE_HEADER, export.table_rows(hits))
-        err.print(f"{len(hits)} of {hits.matches:,} matching tiles, exact, {1e3 * hits.seconds:.0f} ms", style="dim")
+        header = (*export.TABLE_HEADER, *(["id"] if ids else []))
+        show_table(header, export.table_rows(hits, ids=ids))
+        err.print(footer(hits), style="dim")
     elif form == "json":
         show_json(export.to_json(hits))
     elif form == "geojson":
         show_json(export.to_geojson(hits))
+    elif form == "csv":
+        typer.echo(export.to_csv(hits), nl=False)
     else:
         sys.stdout.buffer.write(export.to_parquet(hits))
+
+
+def footer(hits: Hits) -> str:
+    """One line under a table: how many of how many, exact or not, how long it took, and whose words were used."""
+    how = "exact" if hits.exact else f"approximate, {hits.scanned:,} compared"
+    line = f"{len(hits):,} of {hits.matches:,} matching tiles, {how}, {1e3 * hits.seconds:.0f} ms"
+    return line + (f"; words of {hits.query['words']}" if "words" in hits.query else "")

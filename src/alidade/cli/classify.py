@@ -12,11 +12,32 @@ from alidade.cli import options as opt
 from alidade.errors import AlidadeError
 
 if TYPE_CHECKING:
+    from alidade.cli.output import CountBar
     from alidade.search.class_map import ClassMap
     from alidade.search.classify import Classified, FileClasses
 
 _SHOWN = 4
 """Classes that a line of the table names."""
+
+
+class FilesBar:
+    """A bar over files; implements ``Progress`` of ``search.classify`` and ``search.class_map``.
+
+    Args:
+        bar: what shows it.
+        doing: what happens to the files.
+    """
+
+    def __init__(self, bar: CountBar, doing: str) -> None:
+        self._bar, self._doing = bar, doing
+
+    def started(self, *, tiles: int, sources: int) -> None:
+        """Show the totals."""
+        self._bar.begin(tiles, f"{self._doing} {sources:,} file{'' if sources == 1 else 's'}")
+
+    def advanced(self, *, tiles: int, source: str) -> None:
+        """Move on."""
+        self._bar.advance(tiles)
 
 
 def register(app: typer.Typer) -> None:
@@ -34,7 +55,7 @@ def classify(
         Path | None, typer.Option(metavar="OUT.tif", help="With --map: every class's probability, a band each.")
     ] = None,
     window: Annotated[
-        int | None, typer.Option(help="With --map: what the model sees at once, in pixels. [default: half its tile]")
+        int | None, typer.Option(help="With --map: pixels that the model sees at once. [default: half its own tile]")
     ] = None,
     overlap: Annotated[
         int | None, typer.Option(min=1, max=16, help="With --map: windows that see a patch, each way; 2 is fast.")
@@ -42,7 +63,9 @@ def classify(
     out: Annotated[Path | None, typer.Option(help="Write every tile's class here: a .geojson or .csv file.")] = None,
     model: opt.ModelName = None,
     weights: opt.Weights = None,
-    tile: Annotated[int | None, typer.Option(help="Tile side in pixels. [default: the model's]")] = None,
+    tile: Annotated[
+        int | None, typer.Option(help="Tile side in pixels, whole patches; no matter for --map. [default: the model's]")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, max=256, help="Tiles given to the model at once.")] = 16,
     sensor: opt.SensorName = None,
     bands: opt.Bands = None,
@@ -59,7 +82,7 @@ def classify(
     Probabilities are shares among the named classes: an image that shows none of them gets one all the same. Exit code
     2 when any file failed, after the others are done.
     """
-    from alidade.cli.output import Bar, err, show_json, show_model
+    from alidade.cli.output import CountBar, err, show_json, show_model
     from alidade.models.registry import DEFAULT, load
     from alidade.search.class_export import check_ending, to_json, write, write_map, write_probabilities
     from alidade.search.class_map import OVERLAP, map_classes
@@ -75,11 +98,14 @@ def classify(
     declared = opt.declared_from(sensor, bands, unit, scale, offset, nodata, taken, gsd)
     loaded = load(model or DEFAULT, weights=weights)
     show_model(loaded)
-    with Bar() as bar:
-        found = classify_files(paths, loaded, names, declared=declared, tile=tile, batch=batch, progress=bar)
+    with CountBar("tiles", "reading headers") as bar:
+        progress = FilesBar(bar, "classifying")
+        found = classify_files(paths, loaded, names, declared=declared, tile=tile, batch=batch, progress=progress)
+    for note in found.notes:
+        err.print(note, style="yellow")
     mapped = None
     if map_to is not None and found.files:
-        with Bar() as bar:
+        with CountBar("windows", "reading") as bar:
             mapped = map_classes(
                 files[0],
                 loaded,
@@ -88,7 +114,7 @@ def classify(
                 window=window,
                 overlap=overlap or OVERLAP,
                 probabilities=probabilities is not None,
-                progress=bar,
+                progress=FilesBar(bar, "mapping"),
             )
         if probabilities is not None:
             write_probabilities(mapped, probabilities)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from alidade.cli import ablate, classify, evaluate, tiles, tiles_import, tiles_synthetic, train
+from alidade.cli import ablate, classify, evaluate, export, index, serve, tiles, tiles_import, tiles_synthetic, train
 from alidade.cli import options as opt
 from alidade.errors import AlidadeError
 
@@ -18,6 +18,8 @@ def register(app: typer.Typer) -> None:
     for command in (inspect, embed, search, models, bench, demo):
         app.command()(command)
     classify.register(app)
+    for module in (index, serve, export):
+        module.register(app)
     group = tiles.register(app)
     tiles_import.register_import(group)
     tiles_synthetic.register_synthetic(group)
@@ -71,14 +73,34 @@ def embed(
 
 def search(
     archive: Annotated[Path, typer.Argument(help="Directory of the archive.")],
-    text: Annotated[str | None, typer.Option(help="Find tiles that show this, in words.")] = None,
-    like: Annotated[str | None, typer.Option(help="Find tiles like this GeoTIFF.")] = None,
+    text: Annotated[str | None, typer.Option(metavar="WORDS", help="Find tiles that show this.")] = None,
+    not_text: Annotated[str | None, typer.Option(metavar="WORDS", help="What they do not show.")] = None,
+    like: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="Find tiles like this GeoTIFF; may be repeated.")
+    ] = None,
+    not_like: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="And unlike this one; may be repeated.")
+    ] = None,
     at: Annotated[str | None, typer.Option(metavar="LON,LAT", help="Find tiles like the one at this place.")] = None,
+    more: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="More like this tile; may be repeated. See --ids.")
+    ] = None,
+    less: Annotated[list[str] | None, typer.Option(metavar="ID", help="Less like this tile; may be repeated.")] = None,
+    new_only: Annotated[bool, typer.Option("--new-only", help="Leave the tiles of --more and --less out.")] = False,
     bbox: Annotated[str | None, typer.Option(metavar="W,S,E,N", help="Only tiles that touch this box.")] = None,
+    polygon: Annotated[
+        Path | None, typer.Option(metavar="FILE.geojson", help="Only tiles that touch this polygon.")
+    ] = None,
     time: Annotated[str | None, typer.Option(metavar="START/END", help="Only tiles taken then.")] = None,
     only: Annotated[str | None, typer.Option("--only-sensor", help="Only tiles of this sensor.")] = None,
+    only_gsd: Annotated[
+        str | None, typer.Option(metavar="MIN,MAX", help="Only tiles of this ground resolution in metres per pixel.")
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many results.")] = 10,
-    form: Annotated[str, typer.Option("--format", help="table, json, geojson or parquet.")] = "table",
+    form: Annotated[str, typer.Option("--format", help="table, json, geojson, parquet or csv.")] = "table",
+    ids: Annotated[
+        bool, typer.Option("--ids", help="Show the tiles' ids in the table, for --more and --less.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Write the results here instead of stdout.")] = None,
     picture: Annotated[
         Path | None, typer.Option(help="Picture file. [default: OUT.png beside --out, or in the archive]")
@@ -95,21 +117,31 @@ def search(
     gsd: opt.Gsd = None,
     as_json: opt.Json = False,
 ) -> None:
-    """Find the tiles of an archive that show what words say, or are most like an image or a place."""
+    """Find the tiles of an archive that show what words say, or are most like images, a place or other tiles.
+
+    All of these can be combined: each kind weighs the same. What tiles shall not be like is taken off.
+    """
     from alidade.cli.archive import Query, run_search
 
     query = Query(
-        like=like,
+        like=tuple(like or ()),
+        not_like=tuple(not_like or ()),
         at=at,
         text=text,
+        not_text=not_text,
+        more=tuple(more or ()),
+        less=tuple(less or ()),
+        new_only=new_only,
         bbox=bbox,
+        polygon=polygon,
         time=time,
         sensor=only,
+        gsd=only_gsd,
         k=k,
         declared=opt.declared_from(sensor, bands, unit, scale, offset, nodata, taken, gsd),
     )
     form = "json" if as_json else form
-    run_search(archive, query, form=form, out=out, picture=picture, model=model, weights=weights)
+    run_search(archive, query, form=form, out=out, picture=picture, model=model, weights=weights, ids=ids)
 
 
 def models(as_json: opt.Json = False) -> None:

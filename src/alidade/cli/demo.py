@@ -64,7 +64,7 @@ def run_demo(data: Path | None, folder: Path, *, as_json: bool) -> None:
     scanner = Scanner(Archive.open(folder / "archive"))
     results = {}
     for name, title, query in QUERIES:
-        like = None if query.like is None else str(samples / query.like)
+        like = None if query.like is None else str(samples / str(query.like))
         hits, colours = ask(scanner, replace(query, like=like), loaded=model)
         draw_result(hits, scanner, folder / f"{name}.png", query=colours)
         export.write(hits, folder / f"{name}.geojson")

@@ -131,7 +131,7 @@ class Bar(CountBar):
 
     def started(self, *, tiles: int, sources: int) -> None:
         """Show the totals."""
-        self.begin(tiles, f"embedding {sources:,} scenes")
+        self.begin(tiles, f"embedding {sources:,} {'file' if sources == 1 else 'files'}")
 
     def advanced(self, *, tiles: int, source: str) -> None:
         """Move on."""
@@ -149,7 +149,7 @@ class TilesBar(CountBar):
 
     def started(self, *, squares: int, scenes: int) -> None:
         """Show the totals."""
-        self.begin(squares, f"aligning {scenes:,} scenes")
+        self.begin(squares, f"aligning {scenes:,} {'scene' if scenes == 1 else 'scenes'}")
 
     def advanced(self, *, squares: int) -> None:
         """Move on."""

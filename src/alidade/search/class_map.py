@@ -19,7 +19,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from alidade.errors import ModelError, RasterError, SensorError
+from alidade.errors import ModelError, RasterError
 from alidade.imagery.bands import Sensor
 from alidade.imagery.files import Declared, RasterFile, open_raster
 from alidade.imagery.grid import Grid
@@ -28,6 +28,7 @@ from alidade.imagery.windows import MAX_PIXELS, Window
 from alidade.models.model import Model
 from alidade.models.scale_alibi import Head
 from alidade.models.tokens import Tokens
+from alidade.models.words import tower_of
 from alidade.search.classify import Classes, Probabilities
 
 RADIUS = 4
@@ -117,7 +118,7 @@ def map_classes(
         model: one that has the classes' words.
         classes: of ``make_classes`` with this model.
         declared: what the file does not say itself.
-        window: side in pixels of what the model sees at once, whole patches of it; half of its usual tile by default.
+        window: side in pixels of what the model sees at once, a multiple of its patch; half its usual tile by default.
         radius: patches on each side that are pooled together; 0 for each patch alone.
         overlap: how many windows see a patch in each direction; 1 for windows side by side.
         probabilities: whether to keep every class's probability too.
@@ -140,6 +141,13 @@ def map_classes(
     with open_raster(path, declared or Declared()) as file:
         bands = model.bands_for(file.sensor, [b.name for b in file.bands])
         patch = _patch_of(model, file.sensor, bands)
+        if window is not None and window % patch:
+            raise ModelError(
+                "map",
+                got=f"windows of {window} px",
+                expected=f"a multiple of {patch} px, the side of a patch of {model.identity}",
+                next_step=f"Choose {max(window // patch, 1) * patch} px.",
+            )
         grid = coarser(file.grid, patch)
         windows = _Windows(
             down=starts(grid.height, pixels // patch, overlap),
@@ -267,15 +275,10 @@ def coarser(grid: Grid, patch: int) -> Grid:
 
 def _patch_of(model: Model, sensor: Sensor, bands: tuple[str, ...]) -> int:
     """Patch side in pixels of the tower that reads these bands of a sensor."""
-    for tower in model.towers:
-        try:
-            if tuple(sensor.band(name).name for name in tower.bands) == bands:
-                return tower.patch
-        except SensorError:
-            continue
-    raise ModelError(
-        "tower", got=", ".join(bands), expected="bands of Model.bands_for", next_step="Ask the model for its bands."
-    )
+    tower = tower_of(model.towers, sensor, bands)
+    # they are what the model itself has named
+    assert tower is not None
+    return tower.patch
 
 
 def _shares(

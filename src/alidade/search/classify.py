@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -11,15 +12,17 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from alidade.errors import AlidadeError, RasterError
+from alidade.errors import AlidadeError, ArchiveError, RasterError
 from alidade.imagery.files import Declared
 from alidade.imagery.footprint import Footprint
 from alidade.imagery.windows import Window
 from alidade.models.model import Model
+from alidade.models.words import tower_of
 from alidade.search.manifest import Manifest
 from alidade.search.plan import Failure, check_tile, make_plan
 from alidade.search.reader import Finished, Tile, read_ahead
 from alidade.search.sources import expand
+from alidade.search.words import encode_text, read_otherwise
 
 MAX_CLASSES = 255
 """As many as fit a map of 8-bit numbers of which one means no data."""
@@ -47,6 +50,7 @@ class Classes:
         vectors: ``[C, D]`` float32 of unit length.
         scale: what cosines are multiplied by before the softmax, as it was learnt.
         model: identity of the model.
+        note: one line on sentences that the text encoder did not read whole; None when it did.
     """
 
     names: tuple[str, ...]
@@ -54,6 +58,7 @@ class Classes:
     vectors: NDArray[np.float32]
     scale: float
     model: str
+    note: str | None = None
 
     def probabilities(self, images: NDArray[np.float32]) -> Probabilities:
         """Of each class for image vectors ``[N, D]`` of unit length: ``[N, C]`` float32, rows sum to 1.
@@ -100,13 +105,14 @@ def make_classes(model: Model, names: Sequence[str]) -> Classes:
     """
     words = model.words
     sentences = list(names) if words is None else words.prompted(names)
-    vectors = model.embed_text(sentences)
+    found = encode_text(model, sentences)
     return Classes(
         names=tuple(names),
         sentences=tuple(sentences),
-        vectors=vectors,
+        vectors=found.vectors,
         scale=1.0 if words is None else words.scale,
         model=model.identity,
+        note=found.note,
     )
 
 
@@ -170,11 +176,13 @@ class Classified:
         classes: what was asked for.
         files: in the order given, without those that failed.
         failures: files that could not be classified, and folders that could not be looked into.
+        notes: what is to be known about the numbers, one line each.
     """
 
     classes: Classes
     files: tuple[FileClasses, ...]
     failures: tuple[Failure, ...]
+    notes: tuple[str, ...] = ()
 
 
 def classify(
@@ -196,17 +204,17 @@ def classify(
         model: one that knows words.
         names: of the classes; see ``class_names``.
         declared: what the files do not say themselves.
-        tile: side of the tiles in pixels; the model's by default.
+        tile: side of the tiles in pixels, a multiple of the model's patches; the model's by default.
         batch: tiles given to the model at once.
         progress: is told how far the run is.
 
     Raises:
         RasterError: ``paths`` hold no GeoTIFF.
-        ArchiveError: a tile side that the model cannot take.
+        ArchiveError: a tile side that the model cannot take, or takes only a part of.
         ModelError: the model knows no words.
         TextError: a name that has no vector.
     """
-    told, side = declared or Declared(), check_tile(model, model.tile if tile is None else tile)
+    told, side = declared or Declared(), model.tile if tile is None else check_side(model, tile)
     files, closed = expand(paths)
     classes = make_classes(model, names)
     plan = make_plan(files, Path.cwd(), Manifest(), model, told, side)
@@ -220,7 +228,33 @@ def classify(
     found = {s: f for s, f in run.files() if s not in run.failed}
     failures = [Failure(source=path, message=str(error)) for path, error in closed.items()]
     failures += [*plan.failures, *(Failure(source=s, message=m) for s, m in run.failed.items())]
-    return Classified(classes=classes, files=tuple(found[s] for s in files if s in found), failures=tuple(failures))
+    notes = classes.note, read_otherwise(model, {s: t for s, t in run.towers.items() if s in found})
+    return Classified(
+        classes=classes,
+        files=tuple(found[s] for s in files if s in found),
+        failures=tuple(failures),
+        notes=tuple(note for note in notes if note is not None),
+    )
+
+
+def check_side(model: Model, tile: int) -> int:
+    """``tile`` itself, when the model takes tiles of that side whole.
+
+    Between tiles of another side than a multiple of its patches lie strips that the model would see in no tile, or
+    together with padding: other numbers than those of the same ground in whole patches.
+
+    Raises:
+        ArchiveError: it does not.
+    """
+    patch = math.lcm(*(tower.patch for tower in model.towers))
+    if check_tile(model, tile) % patch:
+        raise ArchiveError(
+            "tile side",
+            got=f"{tile} px",
+            expected=f"a multiple of {patch} px, the side of a patch of {model.identity}",
+            next_step=f"Pass --tile {max(tile // patch, 1) * patch}, or leave it out (then it is {model.tile} px).",
+        )
+    return tile
 
 
 @dataclass(kw_only=True)
@@ -233,6 +267,7 @@ class _Run:
     tiles: dict[str, list[TileClasses]] = field(default_factory=dict)
     empty: dict[str, int] = field(default_factory=dict)
     sensors: dict[str, str] = field(default_factory=dict)
+    towers: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
     def take(self, item: Tile | Finished) -> None:
@@ -244,6 +279,9 @@ class _Run:
         elif item.raster is None:
             self._settle_empty(item)
         else:
+            tower = tower_of(self.model.towers, item.raster.sensor, item.job.model_bands)
+            if tower is not None:
+                self.towers[source] = tower.name
             self.waiting.append(item)
             if len(self.waiting) >= self.batch:
                 self.flush()

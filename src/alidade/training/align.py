@@ -18,14 +18,14 @@ from torch import nn
 from alidade.models.model import Model
 from alidade.models.scale_alibi import ScaleAlibi
 from alidade.models.text.cache import CachedEncoder
-from alidade.models.text.causal import CausalConfig, CausalEncoder
+from alidade.models.text.causal import CausalEncoder
 from alidade.models.text.encoder import TextEncoder
 from alidade.models.text.folders import quiet
-from alidade.models.text.loading import load_text_encoder
+from alidade.models.text.loading import BANK, CAUSAL, load_text_encoder, settings_of
 from alidade.models.text.sentence import SentenceEncoder
 from alidade.models.vision import VisionEncoder
 from alidade.models.weights import identity, load_model, save_model
-from alidade.models.words import TextHead, Words, WordsConfig, load_words
+from alidade.models.words import HERE, TextHead, Words, WordsConfig, load_words
 from alidade.training.align_batches import Pairs
 from alidade.training.align_images import AlignError, ImageCuts, ImageEncoder
 from alidade.training.aligner import LOSSES, Aligner, ImageTower, TextTower, VisionTower
@@ -106,7 +106,8 @@ def align(
 
     ``alidade.load(folder / "model")`` opens network and words together. A text tower that has learned lies there too,
     as ``text/``, and an image tower of Hugging Face that has learned as ``image/``, both as their libraries save them;
-    of one that stayed frozen only the words are saved.
+    of one that stayed frozen only the words are saved. The words name a text tower that lies there by its place in that
+    folder, so that the folder can be moved, and remember the settings of any text encoder.
 
     Neither ``image`` nor ``text`` is changed: what learns is a copy.
 
@@ -116,7 +117,7 @@ def align(
         folder: of the run; a run that is resumed there must have the same config, towers and data.
         image: the image tower; a ``Model`` in float32. Only ``Model`` and ``VisionEncoder`` can learn.
         text: the text encoder. Only ``SentenceEncoder`` and ``CausalEncoder`` can learn.
-        encoder: its name for ``load_text_encoder``, saved with the words.
+        encoder: its name for ``load_text_encoder``, saved with the words; what it is set to is read from ``text``.
         report: called after each step, in the first process.
 
     Raises:
@@ -132,12 +133,13 @@ def align(
     directory = folder / "model"
     if processes.first:
         with writing(folder):
-            save(config, aligner, directory, image, text, encoder)
+            save(config, aligner, directory, image, text, encoder, data.images.towers)
     # the others wait for what the first writes
     processes.any(False)
     words = load_words(directory, saved_identity(directory, image, learned=aligner.image is not None))
     assert words is not None
-    return Words(words.config, words.head, words.bank, text if aligner.text is None else None)
+    own = text if aligner.text is None else None
+    return Words(words.config, words.head, words.bank, own, folder=directory.resolve())
 
 
 def check(config: AlignConfig, data: Pairs, image: ImageEncoder, text: TextEncoder, processes: int) -> None:
@@ -216,10 +218,10 @@ def _text_tower(config: AlignConfig, data: Pairs, text: TextEncoder, device: str
     own: SentenceEncoder | CausalEncoder
     if isinstance(inner, SentenceEncoder):
         own = SentenceEncoder(inner.config, device=device)
-    elif isinstance(inner, CausalEncoder) and inner.config == CausalConfig(name=inner.config.name):
+    elif isinstance(inner, CausalEncoder) and inner.config.precision == "float32":
         own = CausalEncoder(inner.config, device=device)
     else:
-        raise _cannot_learn("text", inner, "a SentenceEncoder, or a CausalEncoder with the settings it has by default")
+        raise _cannot_learn("text", inner, "a SentenceEncoder, or a CausalEncoder in float32")
     _let_learn(own.module, config, config.text_tower)
     return TextTower(own, data.sentences.texts)
 
@@ -232,9 +234,25 @@ def _let_learn(module: nn.Module, config: AlignConfig, how: str) -> None:
 
 
 def save(
-    config: AlignConfig, aligner: Aligner, directory: Path, image: ImageEncoder, text: TextEncoder, encoder: str
+    config: AlignConfig,
+    aligner: Aligner,
+    directory: Path,
+    image: ImageEncoder,
+    text: TextEncoder,
+    encoder: str,
+    bands: tuple[str, ...],
 ) -> None:
-    """Write towers that have learned, the network and the words; ``aligner`` learns no more afterwards."""
+    """Write towers that have learned, the network and the words; ``aligner`` learns no more afterwards.
+
+    Args:
+        config: see ``align``.
+        aligner: what was trained.
+        directory: of the model.
+        image: see ``align``.
+        text: see ``align``.
+        encoder: see ``align``.
+        bands: see ``WordsConfig``.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     for tower in (aligner.image, aligner.text):
         if tower is not None and "lora" in (config.image_tower, config.text_tower):
@@ -243,10 +261,12 @@ def save(
         save_model(aligner.image.network if isinstance(aligner.image, ImageTower) else image.network, directory)
     elif isinstance(aligner.image, VisionTower):
         _save_vision(aligner.image, directory / IMAGE_FOLDER)
-    name, text_identity = encoder, text.identity
+    name, text_identity, settings = _lasting(encoder), text.identity, settings_of(text)
     if aligner.text is not None:
-        name = _save_text(aligner.text, directory.resolve() / TEXT_FOLDER)
-        text_identity = load_text_encoder(name).identity
+        _save_text(aligner.text, directory / TEXT_FOLDER)
+        kind = CAUSAL if isinstance(aligner.text.encoder, CausalEncoder) else ""
+        name = f"{kind}{HERE}{TEXT_FOLDER}"
+        text_identity = load_text_encoder(f"{kind}{directory / TEXT_FOLDER}", settings=settings).identity
     words = WordsConfig(
         encoder=name,
         text_identity=text_identity,
@@ -255,6 +275,8 @@ def save(
         hidden=config.hidden,
         dim=image.dim,
         prompt=config.prompt,
+        settings=settings,
+        bands=bands,
     )
     Words(words, aligner.head).save(directory)
 
@@ -267,8 +289,15 @@ def _save_vision(tower: VisionTower, directory: Path) -> None:
                 shutil.copyfile(tower.encoder.folder / name, temporary / name)
 
 
-def _save_text(tower: TextTower, directory: Path) -> str:
-    """Save the text tower; its name for ``load_text_encoder``."""
+def _lasting(encoder: str) -> str:
+    """The name of a text encoder that means the same in any working directory."""
+    kind = next((k for k in (BANK, CAUSAL) if encoder.startswith(k)), "")
+    path = Path(encoder.removeprefix(kind))
+    there = path.is_file() if kind == BANK else path.is_dir()
+    return f"{kind}{path.resolve()}" if there else encoder
+
+
+def _save_text(tower: TextTower, directory: Path) -> None:
     encoder = tower.encoder
     with _replaced(directory) as temporary:
         if isinstance(encoder, SentenceEncoder):
@@ -276,7 +305,6 @@ def _save_text(tower: TextTower, directory: Path) -> str:
         else:
             encoder.module.save_pretrained(str(temporary))
             encoder.tokenizer.save_pretrained(str(temporary))
-    return f"causal:{directory}" if isinstance(encoder, CausalEncoder) else str(directory)
 
 
 @contextmanager

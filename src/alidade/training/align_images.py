@@ -23,6 +23,7 @@ from alidade.models.config import TowerConfig
 from alidade.models.model import Model, three_digits
 from alidade.models.vision import VisionEncoder
 from alidade.models.vision_input import rgb
+from alidade.models.words import tower_of
 from alidade.training.augment import View, coarsen, coarser, jitter, turn
 
 Sizes = tuple[tuple[int, int], ...]
@@ -62,11 +63,13 @@ class ImageVectors:
         vectors: ``[C, N, D]`` float32 of ``C`` cuts of each image; one is drawn for each sample of a batch.
         encoder: identity of the tower.
         identity: of the pixels, the tower and the cuts.
+        towers: names of the towers of a ``Model`` that the images passed, sorted; empty where not known.
     """
 
     vectors: Tensor
     encoder: str
     identity: str
+    towers: tuple[str, ...] = ()
 
     @classmethod
     def read(
@@ -96,10 +99,11 @@ class ImageVectors:
         if cuts:
             check_sizes(sizes)
         digest = hashlib.sha256(repr((encoder.identity, cuts, sizes, seed)).encode())
-        found, done = list[NDArray[np.float32]](), 0
+        found, done, towers = list[NDArray[np.float32]](), 0, set[str]()
         for group in _groups(rasters):
             for raster in group:
                 digest.update(digest_of(raster))
+                towers |= _read_by(encoder, raster)
             # generators of their own: what the cuts of an image are does not hang on how images are grouped
             draws = [np.random.default_rng((seed, done + i)) for i in range(len(group))]
             made = [group]
@@ -115,6 +119,7 @@ class ImageVectors:
             vectors=torch.from_numpy(np.concatenate(found, axis=1)),
             encoder=encoder.identity,
             identity=digest.hexdigest()[:12],
+            towers=tuple(sorted(towers)),
         )
 
     def __len__(self) -> int:
@@ -162,12 +167,15 @@ class ImageCuts:
         """Images for the tower that takes them all.
 
         Raises:
-            AlignError: no such tower, no image, or sizes that cannot be cut.
+            AlignError: no such tower, no image, images of several towers, or sizes that cannot be cut or that a model
+                cannot take.
             RasterError: an image without a valid pixel.
             GridError: an image whose ground resolution cannot be told.
             SensorError: an image without the bands or the units that the tower takes.
         """
         check_sizes(sizes)
+        if isinstance(encoder, Model):
+            _check_range(encoder, sizes)
         kept, how, gsd, towers = list[Raster](), list[Prepare](), list[tuple[float, float]](), set[str]()
         digest = hashlib.sha256(repr((encoder.identity, sizes, jitter)).encode())
         for number, raster in enumerate(rasters, start=1):
@@ -191,7 +199,8 @@ class ImageCuts:
                 "images of an image tower that learns",
                 got=f"images of the towers {', '.join(sorted(towers))}" if towers else "no image",
                 expected="images that one tower takes",
-                next_step="Align one kind of imagery at a time, or keep the image tower frozen.",
+                next_step="Align one kind of imagery at a time, read only red, green and blue of all (--bands rgb), or "
+                "keep the image tower frozen.",
             )
         return cls(
             encoder=encoder.identity,
@@ -206,6 +215,17 @@ class ImageCuts:
 
     def __len__(self) -> int:
         return len(self.rasters)
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """Names of the towers of a ``Model`` that the images pass: one, or none of a model of Hugging Face."""
+        return (self.tower,) if self.tower else ()
+
+    @property
+    def padded(self) -> int:
+        """How many images are smaller than the largest cut, so that some of it has no data."""
+        side = max(side for side, _ in self.sizes)
+        return sum(min(raster.valid.shape) < side for raster in self.rasters)
 
     def draw(self, ids: NDArray[np.int64], rng: np.random.Generator) -> View:
         """Cuts of one size, each at a place, in an orientation and under a light of its own."""
@@ -257,6 +277,19 @@ def check_sizes(sizes: Sizes) -> None:
         )
 
 
+def _check_range(model: Model, sizes: Sizes) -> None:
+    least, most = model.tile_range
+    wrong = [size for size in sizes if not least <= size[0] // size[1] <= most]
+    if wrong:
+        side, factor = wrong[0]
+        raise AlignError(
+            "cuts of images",
+            got=f"{side} px" + (f" averaged to {side // factor}" if factor > 1 else ""),
+            expected=f"{least} to {most} px that {model.identity} sees at once",
+            next_step="Choose other sides.",
+        )
+
+
 def digest_of(raster: Raster) -> bytes:
     """Over an image's stored numbers and all that says what they mean."""
     grid = raster.grid
@@ -286,6 +319,14 @@ def tower_for(model: Model, raster: Raster) -> tuple[TowerConfig, Normalization]
         expected=takes,
         next_step="Choose a model that was trained with this sensor.",
     )
+
+
+def _read_by(encoder: ImageEncoder, raster: Raster) -> set[str]:
+    """The name of the tower that reads the image, as ``alidade embed`` would read its file."""
+    if not isinstance(encoder, Model):
+        return set()
+    found = tower_of(encoder.towers, raster.sensor, encoder.bands_for(raster.sensor, [b.name for b in raster.bands]))
+    return set() if found is None else {found.name}
 
 
 def _prepared(encoder: Model | VisionEncoder, raster: Raster) -> tuple[Raster, Prepare, str]:

@@ -86,9 +86,12 @@ class CausalConfig:
 
 @dataclass(frozen=True)
 class _Tokens:
+    """One text's tokens, which of them the mean takes in, whether it was cut, and how many of its own had room."""
+
     ids: list[int]
     pooled: list[bool]
     cut: bool
+    room: int
 
 
 class CausalEncoder:
@@ -279,7 +282,8 @@ class CausalEncoder:
         with torch.inference_mode():
             for batch in length_batches([len(t.ids) for t in tokens], self.batch_size):
                 out[batch] = self._pooled([tokens[i] for i in batch]).cpu().numpy()
-        return EncodedText(vectors=out, cut=tuple(i for i, t in enumerate(tokens) if t.cut))
+        cut = tuple(i for i, t in enumerate(tokens) if t.cut)
+        return EncodedText(vectors=out, cut=cut, limit=min(t.room for t in tokens))
 
     def vectors(self, texts: Sequence[str]) -> Tensor:
         """``[N, D]`` float32 of one batch, differentiable in what of ``module`` asks for gradients.
@@ -345,6 +349,7 @@ class CausalEncoder:
                     before + row[:room] + behind,
                     [False] * len(before) + counted + [False] * len(behind),
                     len(row) > room,
+                    room - mine.index(True),
                 )
             )
         return found

@@ -28,6 +28,8 @@ class EncodedText:
     Attributes:
         vectors: ``[N, D]`` float32, finite, of any length: the model's own output, not normalised here.
         cut: numbers (from 0) of the texts that were longer than the encoder's limit and were cut, ascending.
+        limit: tokens of a text that the encoder reads, special ones and an instruction not counted; None where it has
+            no limit or does not tell it, as a cache does not.
 
     Raises:
         TextError: the vectors are not ``[N, D]`` finite float32, or ``cut`` names a text that is not there.
@@ -35,6 +37,7 @@ class EncodedText:
 
     vectors: NDArray[np.float32]
     cut: tuple[int, ...] = ()
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         bad = "" if self.vectors.ndim == 2 else f"an array of shape {self.vectors.shape}"
@@ -50,6 +53,16 @@ class EncodedText:
                 expected="finite float32 vectors [N, D] and ascending numbers of cut texts",
                 next_step="Try another precision or another model.",
             )
+
+    @property
+    def note(self) -> str | None:
+        """One line for people that tells how many texts were cut, and where; None when none was."""
+        if not self.cut:
+            return None
+        count, total = len(self.cut), len(self.vectors)
+        which = "the text was" if total == 1 else f"{count} of {total} texts {'was' if count == 1 else 'were'}"
+        where = "at the text encoder's limit" if self.limit is None else f"after {self.limit} tokens"
+        return f"{which} cut {where}"
 
 
 class TextEncoder(Protocol):
