@@ -1,4 +1,7 @@
-"""``kill -9`` of a real embedding process: at random moments, and at every single step towards the disk."""
+"""``kill -9`` of a real embedding process: at random moments, and at every single step towards the disk.
+
+``part`` is every step of a job that embeds a part of the archive and puts it into the whole.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
 import alidade.search.embed as embedding
+from alidade.search.plan import Shard
 from search_scenes import make_scene, tiny_model
 
 scenes, work, mode = Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
@@ -50,7 +54,8 @@ def run(archive, die_at=None):
                 return call
             for name in ("fsync", "replace", "write", "truncate", "unlink"):
                 setattr(os, name, dying(getattr(os, name)))
-        embedding.embed([scenes], archive, tiny_model(), batch=4)
+        shard = Shard(index=0, count=1) if mode == "part" else None
+        embedding.embed([scenes], archive, tiny_model(), batch=4, shard=shard)
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -97,15 +102,15 @@ def every_step():
             yield archive.name, seen
     assert code == 0, code
 
-lives = list({"random": random_moments, "steps": every_step}[mode]())
+lives = list((random_moments if mode == "random" else every_step)())
 print(json.dumps(lives))
 """
 
 
-@pytest.mark.parametrize("mode", ["random", "steps"])
+@pytest.mark.parametrize("mode", ["random", "steps", "part"])
 def test_nothing_acknowledged_is_lost_and_the_end_is_the_same(tmp_path: Path, mode: str) -> None:
     arguments = [str(Path(__file__).parent), str(tmp_path / "scenes"), str(tmp_path), mode]
-    run = subprocess.run([sys.executable, "-c", DRIVER, *arguments], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, "-c", DRIVER, *arguments], capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
     lives = json.loads(run.stdout)
     assert sum(len(seen) for _, seen in lives) >= 10

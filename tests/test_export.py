@@ -1,8 +1,11 @@
-"""Answers as tables, JSON, GeoJSON and GeoParquet, read back by other programs' rules."""
+"""Answers as tables, JSON, GeoJSON, GeoParquet and CSV, read back by other programs' rules."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import shapely.geometry
 from alidade.errors import ArchiveError
 from alidade.imagery.footprint import Footprint
 from alidade.search.archive import Archive
-from alidade.search.export import TABLE_HEADER, table_rows, to_geojson, to_json, write
+from alidade.search.export import CSV_HEADER, TABLE_HEADER, table_rows, to_csv, to_geojson, to_json, write
 from alidade.search.manifest import Coverage
 from alidade.search.scan import Hits, Scanner
 from alidade.search.schema import TileRow
@@ -54,7 +57,8 @@ def hits(tmp_path_factory: pytest.TempPathFactory) -> Hits:
     scanner = Scanner(Archive.open(path))
     timed = scanner.search([1, 0, 0], 5, time=(start, None), describe="lake.tif")
     assert timed.query["time"] == ["2000-01-01T00:00:00+00:00", None]
-    return scanner.search([1, 0, 0], 5, sensor="sentinel-2-l2a", describe="lake.tif")
+    found = scanner.search([1, 0, 0], 5, sensor="sentinel-2-l2a", describe="lake.tif")
+    return replace(found, seconds=0.01234)
 
 
 ABOUT = {
@@ -62,6 +66,8 @@ ABOUT = {
     "query": {"like": "lake.tif", "k": 5, "sensor": "sentinel-2-l2a"},
     "matches": 3,
     "scanned": 3,
+    "exact": True,
+    "milliseconds": 12.3,
 }
 
 
@@ -116,20 +122,54 @@ def test_parquet_is_geoparquet_with_score_and_query(hits: Hits, tmp_path: Path) 
     assert "embedding" not in table.column_names
 
 
+def test_csv_is_flat_and_has_centre_and_footprint(hits: Hits, tmp_path: Path) -> None:
+    write(hits, tmp_path / "hits.csv")
+    text = (tmp_path / "hits.csv").read_bytes().decode("utf-8")
+    assert "\r" not in text
+    first, second, third = csv.DictReader(io.StringIO(text))
+    assert tuple(first) == CSV_HEADER
+    assert set(first) == {*hits.table.column_names, "rank", "lon", "lat", "wkt"} - {"geometry", "bbox"}, "all facts"
+    assert (first["rank"], first["score"], first["id"], first["source"]) == ("1", "1.000000", "row-0", "scenes/0 é.tif")
+    assert (first["lon"], first["lat"]) == ("8.5000000", "47.5000000")
+    assert (first["gsd_m"], first["cloud_share"], first["time"]) == ("10", "0.25", "2021-06-01T10:30:00+00:00")
+    assert shapely.from_wkt(first["wkt"]).equals(shapely.box(8, 47, 9, 48))
+    across = shapely.from_wkt(second["wkt"])
+    assert across.geom_type == "MultiPolygon"
+    assert across.equals(shapely.MultiPolygon([shapely.box(179, -17, 180, -16), shapely.box(-180, -17, -179, -16)]))
+    for row in (first, second, third):
+        assert row["model"] == "tiny-01"
+    assert [third[name] for name in ("time", "lon", "lat", "cloud_share", "wkt")] == [""] * 5
+
+
+def test_csv_quotes_what_would_break_it(hits: Hits) -> None:
+    names = ['a,b".tif', "line\nfeed.tif", "größe.tif"]
+    table = hits.table.set_column(hits.table.column_names.index("source"), "source", [names])
+    odd = list(csv.DictReader(io.StringIO(to_csv(replace(hits, table=table)))))
+    assert [row["source"] for row in odd] == names
+
+
+def test_an_approximate_answer_says_so_everywhere(hits: Hits) -> None:
+    rough = replace(hits, exact=False, scanned=2)
+    for told in (to_json(rough), to_geojson(rough)["alidade"]):
+        assert (told["exact"], told["scanned"]) == (False, 2)
+
+
 def test_table_cells_are_short_and_complete(hits: Hits) -> None:
     first, second, third = table_rows(hits)
     assert len(first) == len(TABLE_HEADER)
     assert first == (
         "1", "1.000", "sentinel-2-l2a", "2021-06-01", "10 m", "8.5000,47.5000", "0,0 32x32", "0 é.tif"
     )  # fmt: skip
+    assert table_rows(hits, ids=True)[0] == (*first, "row-0")
     assert second[5] in ("180.0000,-16.5000", "-180.0000,-16.5000")
     assert (third[3], third[5]) == ("-", "-")
 
 
 def test_an_empty_answer_exports_too(hits: Hits, tmp_path: Path) -> None:
     nothing = Hits(**{**vars(hits), "table": hits.table.slice(0, 0), "matches": 0})
-    for name in ("a.json", "a.geojson", "a.parquet"):
+    for name in ("a.json", "a.geojson", "a.parquet", "a.csv"):
         write(nothing, tmp_path / name)
+    assert (tmp_path / "a.csv").read_text() == ",".join(CSV_HEADER) + "\n"
     assert json.loads((tmp_path / "a.geojson").read_text())["features"] == []
     assert pq.read_table(tmp_path / "a.parquet").num_rows == 0
     assert to_geojson(nothing)["alidade"]["matches"] == 0
@@ -138,8 +178,8 @@ def test_an_empty_answer_exports_too(hits: Hits, tmp_path: Path) -> None:
 
 def test_an_export_appears_whole_or_not_at_all(hits: Hits, tmp_path: Path) -> None:
     (tmp_path / "hits.json").write_text("old")
-    with pytest.raises(ArchiveError, match="format of the export: got 'csv', expected one of json, geojson, parquet"):
-        write(hits, tmp_path / "hits.csv")
+    with pytest.raises(ArchiveError, match="format of the export: got 'xlsx', expected one of json, geojson, parq"):
+        write(hits, tmp_path / "hits.xlsx")
     with pytest.raises(ArchiveError, match="none/hits.json: writing: got No such file or directory"):
         write(hits, tmp_path / "none" / "hits.json")
     with pytest.raises(ArchiveError, match="hits.png: format of the export: got 'png', expected one of json, geo"):

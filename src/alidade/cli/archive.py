@@ -24,8 +24,10 @@ from alidade.search import export
 from alidade.search.archive import Archive
 from alidade.search.embed import EmbedSummary
 from alidade.search.embed import embed as embed_archive
+from alidade.search.engine import Engine
 from alidade.search.filters import Filter, parse_bbox, parse_gsd, parse_point, parse_time
 from alidade.search.picture import draw_result, row_colours
+from alidade.search.plan import Shard
 from alidade.search.query import QueryImage, Question, answer, check_space, words_of
 from alidade.search.scan import Hits, Scanner
 from alidade.search.store import ExactStore
@@ -121,6 +123,8 @@ def run_embed(
     batch: int,
     declared: Declared,
     as_json: bool,
+    shard: Shard | None = None,
+    engine: Engine | None = None,
 ) -> None:
     """Embed and report. Exit code 2 when any source failed, after the others are done; 130 after Ctrl-C.
 
@@ -131,7 +135,10 @@ def run_embed(
         loaded = load(model or DEFAULT, weights=weights)
         show_model(loaded)
         with Bar() as bar:
-            summary = embed_archive(paths, archive, loaded, declared=declared, tile=tile, batch=batch, progress=bar)
+            summary = embed_archive(
+                paths, archive, loaded, declared=declared, tile=tile, batch=batch, progress=bar, shard=shard,
+                engine=engine,
+            )  # fmt: skip
     except KeyboardInterrupt:
         err.print(f"stopped by Ctrl-C; the same command goes on from what {archive} holds")
         raise typer.Exit(130) from None

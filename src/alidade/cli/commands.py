@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from alidade.cli import ablate, classify, evaluate, export, index, serve, tiles, tiles_import, tiles_synthetic, train
+from alidade.cli import embed_options as work
 from alidade.cli import options as opt
 from alidade.errors import AlidadeError
 
@@ -54,6 +55,11 @@ def embed(
     weights: opt.Weights = None,
     tile: Annotated[int | None, typer.Option(help="Tile side in pixels. [default: the model's]")] = None,
     batch: Annotated[int, typer.Option(min=1, max=256, help="Tiles given to the model at once.")] = 16,
+    shard: work.ShardText = None,
+    workers: work.Workers = None,
+    threads: work.Threads = None,
+    engine: work.EngineName = "local",
+    ray_address: work.RayAddress = None,
     sensor: opt.SensorName = None,
     bands: opt.Bands = None,
     unit: opt.UnitName = None,
@@ -68,7 +74,11 @@ def embed(
     from alidade.cli.archive import run_embed
 
     declared = opt.declared_from(sensor, bands, unit, scale, offset, nodata, taken, gsd)
-    run_embed(paths, out, model=model, weights=weights, tile=tile, batch=batch, declared=declared, as_json=as_json)
+    doer = work.engine_from(engine, workers=workers, threads=threads, address=ray_address, model=model, weights=weights)
+    run_embed(
+        paths, out, model=model, weights=weights, tile=tile, batch=batch, declared=declared, as_json=as_json,
+        shard=work.parse_shard(shard), engine=doer,
+    )  # fmt: skip
 
 
 def search(

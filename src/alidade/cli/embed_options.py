@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from functools import partial
 from importlib.util import find_spec
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from alidade.errors import AlidadeError
-from alidade.models.registry import DEFAULT, load
-from alidade.search.engine import Engine, InProcess, Pool
-from alidade.search.plan import Shard
+
+if TYPE_CHECKING:
+    from alidade.search.engine import Engine
+    from alidade.search.plan import Shard
 
 ShardText = Annotated[
     str | None,
@@ -32,8 +33,11 @@ def parse_shard(text: str | None) -> Shard | None:
     Raises:
         AlidadeError: it is not written so, or there is no such part.
     """
+    from alidade.search.plan import Shard
+
     if text is None:
         return None
+
     found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text.strip())
     if found is None:
         raise AlidadeError("--shard", got=repr(text), expected="I/N, such as 0/16", next_step="Write it so.")
@@ -54,6 +58,9 @@ def engine_from(
     Raises:
         AlidadeError: another name than local and ray, an address without ray, or Ray is not installed.
     """
+    from alidade.models.registry import DEFAULT, load
+    from alidade.search.engine import InProcess, Pool
+
     if name not in ("local", "ray"):
         raise AlidadeError("--engine", got=repr(name), expected="local or ray", next_step="Name one of these.")
     if name == "local" and address is not None:

@@ -123,6 +123,21 @@ class CountBar:
         self._bar.update(self._task, rate=f"{rate:,.1f}/s")
 
 
+class RowsBar(CountBar):
+    """The bar of an index; implements the progress of ``search.index_build`` and ``search.postgres_load``."""
+
+    def started(self, *, rows: int, doing: str) -> None:
+        """Show what goes on."""
+        if rows:
+            self.begin(rows, doing)
+        else:
+            self._bar.update(self._task, description=doing)
+
+    def advanced(self, *, rows: int) -> None:
+        """Move on."""
+        self.advance(rows)
+
+
 class Bar(CountBar):
     """The embedding bar; implements ``search.embed.Progress``."""
 

@@ -202,6 +202,29 @@ def bbox_mask(
     return np.asarray((begins_in_row | begins_in_box) & (s <= box_north) & (n >= box_south) & ~np.isnan(e))
 
 
+def enclosing_box(boxes: npt.ArrayLike) -> Box:
+    """The smallest box that holds many boxes; it crosses the antimeridian where that way round is shorter.
+
+    Args:
+        boxes: ``[4, n]`` west, south, east, north in degrees, n at least 1, no NaN; west > east crosses.
+
+    Returns:
+        (west, south, east, north) in degrees; -180 to 180 where the boxes leave no longitude free.
+    """
+    west, south, east, north = np.asarray(boxes, dtype=np.float64)
+    order = np.argsort(west, kind="stable")
+    starts, count = west[order], west.size
+    ends = starts + _arc(starts, east[order])
+    # once around before: what reaches over the antimeridian covers the beginning too
+    ends = np.concatenate([ends - 360.0, ends])
+    gaps = starts - np.maximum.accumulate(ends)[count - 1 : -1]
+    first = int(np.argmax(gaps))
+    if gaps[first] <= 0.0:
+        return -180.0, float(south.min()), 180.0, float(north.max())
+    last = int(np.argmax(ends[: count + first])) % count
+    return float(starts[first]), float(south.min()), float(east[order][last]), float(north.max())
+
+
 def boxes_intersect(a: Sequence[float], b: Sequence[float]) -> bool:
     """Whether two boxes (west, south, east, north) in degrees share at least a point; see ``bbox_mask``.
 

@@ -1,4 +1,4 @@
-"""Rasters in, archive out: read ahead, embed in batches, write shards; a second run does what is missing."""
+"""Rasters in, archive out: an engine embeds, shards are written here; a second run does what is missing."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from alidade.errors import AlidadeError, RasterError
+from alidade.errors import RasterError
 from alidade.imagery.files import Declared
-from alidade.imagery.raster import Raster
-from alidade.search.manifest import Coverage, ranges_of
-from alidade.search.plan import Embedder, Failure, Job, Plan, check_tile, make_plan
-from alidade.search.reader import Finished, Tile, read_ahead
+from alidade.search.engine import Done, Engine, InProcess, Settled, Task
+from alidade.search.manifest import Coverage, Manifest, ranges_of
+from alidade.search.parts import combined, part_folder, read_base, take_in, when_free
+from alidade.search.plan import Embedder, Failure, Job, Plan, Shard, check_tile, make_plan, units
 from alidade.search.schema import TileRow
 from alidade.search.sources import expand
 from alidade.search.writer import ArchiveWriter
@@ -56,7 +53,7 @@ class EmbedSummary:
         rows: rows in the archive now.
         archive_made: whether there is an archive now; none is made when no source can be read.
         seconds: duration of the run.
-        model_seconds: time spent inside the model.
+        model_seconds: time spent inside the model, by all workers together.
         repairs: what was put right when the archive was opened, one sentence each.
     """
 
@@ -78,14 +75,18 @@ class EmbedSummary:
 
     @property
     def model_share(self) -> float:
-        """Share of the run spent inside the model, 0–1."""
+        """Share of the run spent inside the model, 0–1; more where several workers were inside at once."""
         return self.model_seconds / self.seconds if self.seconds > 0 else 0.0
+
+    def _in_the_model(self) -> str:
+        share = self.model_share
+        return f"{share:.0%} of it in the model" if share <= 1 else f"{share:.1f} workers in the model on average"
 
     def sentence(self) -> str:
         """The run in one line."""
         parts = [
             f"{self.tiles:,} tiles of {_sources(len(self.embedded))} embedded in {self.seconds:.1f} s "
-            f"({self.tiles_per_second:.1f} tiles/s, {self.model_share:.0%} of it in the model)"
+            f"({self.tiles_per_second:.1f} tiles/s, {self._in_the_model()})"
         ]
         if self.skipped:
             parts.append(f"{_sources(len(self.skipped))} already there")
@@ -106,12 +107,15 @@ def embed(
     tile: int | None = None,
     batch: int = 16,
     progress: Progress | None = None,
+    shard: Shard | None = None,
+    engine: Engine | None = None,
 ) -> EmbedSummary:
     """Embed every tile of the rasters into the archive ``out``; what it covers already is left alone.
 
     A source that fails is listed in the summary and leaves no rows; the others go on. A file that has changed
     since it was embedded replaces its old rows. Stopped at any moment, the same call goes on from the last
-    acknowledged shard.
+    acknowledged shard. The rows are the same, bit for bit, whichever engine makes them in however many parts, if
+    the list of files, the batch and the kind of processor are the same (see :mod:`alidade.search.engine`).
 
     Args:
         paths: GeoTIFF files, and folders that are searched for ``*.tif`` and ``*.tiff``.
@@ -121,44 +125,65 @@ def embed(
         tile: side of the tiles in pixels, within the model's ``tile_range``; its preferred side by default.
         batch: tiles given to the model at once.
         progress: is told how far the run is.
+        shard: does this part of the files only; other jobs do the others, at any time, into the same ``out``.
+        engine: who does the work; this process by default.
 
     Raises:
         RasterError: ``paths`` hold no GeoTIFF.
         ArchiveError: a tile side that the model cannot take; ``out`` is something else, was made by another
             model or tile side, is damaged, is being written by another process, or cannot be written (full
-            disk, permissions). What was acknowledged stays.
+            disk, permissions); workers died. What was acknowledged stays.
     """
     began = clock.perf_counter()
     declared = declared or Declared()
     side = check_tile(model, model.tile if tile is None else tile)
     folder = Path(out)
     files, closed = expand(paths)
+    place = folder if shard is None else part_folder(folder, shard)
+    base = Manifest() if shard is None else read_base(folder, model=model.identity, tile=side)
+
+    def writer_of(path: Path) -> ArchiveWriter:
+        return ArchiveWriter(path, model=model.identity, dim=model.dim, tile=side)
+
+    def plan_now() -> Plan:
+        return make_plan(files, folder, combined(base, writer.manifest), model, declared, side, shard)
+
     with ExitStack() as stack:
-        writer = ArchiveWriter(folder, model=model.identity, dim=model.dim, tile=side)
-        entered = os.path.isfile(folder) or os.path.lexists(folder / "archive.json")
+        writer = writer_of(place)
+        entered = os.path.isfile(place) or os.path.lexists(place / "archive.json")
         if entered:
             stack.enter_context(writer)
-        plan = make_plan(files, folder, writer.manifest, model, declared, side)
+        plan = plan_now()
         if plan.jobs and not entered:
+            if shard is not None and not os.path.lexists(folder / "archive.json"):
+                # made first, because a folder with something else in it is not taken for an archive
+                with when_free(lambda: writer_of(folder)):
+                    pass
             stack.enter_context(writer)
             entered = True
             if writer.manifest.covered:
-                plan = make_plan(files, folder, writer.manifest, model, declared, side)
+                plan = plan_now()
         folders = (Failure(source=path, message=str(error)) for path, error in closed.items())
         plan = replace(plan, failures=(*folders, *plan.failures))
-        run = _Run(writer=writer, model=model, batch=batch, progress=progress)
-        run.execute(plan, declared, side)
+        run = _Run(writer=writer, base=base, progress=progress)
+        run.execute(plan, Task(declared=declared, tile=side, batch=batch), engine or InProcess(), model)
+        rows, repairs = writer.manifest.rows, writer.repairs
+        if shard is not None:
+            rows = base.rows
+            if entered:
+                rows, more = take_in(lambda: writer_of(folder), place, run.broken)
+                repairs = (*repairs, *more)
         return EmbedSummary(
             embedded=run.done,
             skipped=plan.skipped,
             failures=(*plan.failures, *run.failures),
             tiles=run.written.total(),
             nodata_tiles=run.nodata.total(),
-            rows=writer.manifest.rows,
-            archive_made=entered,
+            rows=rows,
+            archive_made=entered or bool(base.totals),
             seconds=clock.perf_counter() - began,
             model_seconds=run.model_seconds,
-            repairs=writer.repairs,
+            repairs=repairs,
         )
 
 
@@ -183,15 +208,16 @@ class _Pending:
 
 @dataclass(kw_only=True)
 class _Run:
+    """Takes what an engine gives, and writes it."""
+
     writer: ArchiveWriter
-    model: Embedder
-    batch: int
+    base: Manifest
     progress: Progress | None
-    waiting: list[Tile] = field(default_factory=list)
     rows: list[TileRow] = field(default_factory=list)
     pending: dict[str, _Pending] = field(default_factory=dict)
     begun: set[str] = field(default_factory=set)
     broken: set[str] = field(default_factory=set)
+    ended: Counter[str] = field(default_factory=Counter)
     finished: list[Job] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     written: Counter[str] = field(default_factory=Counter)
@@ -203,20 +229,19 @@ class _Run:
     def done(self) -> tuple[str, ...]:
         return tuple(j.source for j in self.finished if j.source_id not in self.broken)
 
-    def execute(self, plan: Plan, declared: Declared, tile: int) -> None:
+    def execute(self, plan: Plan, task: Task, engine: Engine, model: Embedder) -> None:
         if self.progress is not None:
             self.progress.started(tiles=plan.tiles, sources=len(plan.jobs))
             for failure in plan.failures:
                 self.progress.failed(failure)
-        with closing(read_ahead(plan.jobs, declared, tile, ahead=3 * self.batch)) as items:
-            for item in items:
-                if item.job.source_id in self.broken:
-                    continue
-                if isinstance(item, Finished):
-                    self._finish(item)
-                else:
-                    self._take(item)
-        self._embed_waiting()
+        work = units(plan.jobs)
+        parts = Counter(job.source_id for unit in work for job in unit)
+        with closing(engine.run(work, task, model)) as pieces:
+            for done in pieces:
+                self._take(done, parts)
+                # only here, between batches: a run that goes on after a kill then forms the same batches again
+                if len(self.rows) >= SHARD_ROWS or clock.monotonic() - self.last_flush >= SHARD_SECONDS:
+                    self._flush()
         for job in self.finished:
             if job.source_id not in self.broken and not self._has_rows(job):
                 self._break(job, str(_without_data(job)))
@@ -224,37 +249,45 @@ class _Run:
 
     def _has_rows(self, job: Job) -> bool:
         pending = self.pending.get(job.source_id)
-        acknowledged = (c for shard in self.writer.manifest.shards for c in shard.coverage)
+        shards = (*self.base.shards, *self.writer.manifest.shards)
+        acknowledged = (c for shard in shards for c in shard.coverage)
         return bool(pending and pending.tiles) or any(c.source_id == job.source_id and c.tiles for c in acknowledged)
 
-    def _take(self, tile: Tile) -> None:
-        job = tile.job
+    def _take(self, done: Done, parts: Counter[str]) -> None:
+        self.model_seconds += done.seconds
+        for event in done.events:
+            job = event.job
+            if job.source_id in self.broken:
+                continue
+            self._begin(job)
+            if isinstance(event, Settled):
+                self._settle(event)
+            elif event.message is not None:
+                self._break(job, event.message)
+            else:
+                self.ended[job.source_id] += 1
+                if self.ended[job.source_id] == parts[job.source_id]:
+                    self.finished.append(job)
+
+    def _begin(self, job: Job) -> None:
         if job.source_id not in self.begun:
             self.begun.add(job.source_id)
             if job.previous is not None:
                 self.writer.retire(job.source, job.previous, "the file has changed")
-        if tile.raster is None:
-            self._settle_empty(tile)
-            return
-        if self.waiting and _kind(self.waiting[0].job) != _kind(job):
-            self._embed_waiting()
-        self.waiting.append(tile)
-        if len(self.waiting) >= self.batch:
-            self._embed_waiting()
-            # only here, between batches: a run that goes on after a kill then forms the same batches again
-            if len(self.rows) >= SHARD_ROWS or clock.monotonic() - self.last_flush >= SHARD_SECONDS:
-                self._flush()
 
-    def _finish(self, item: Finished) -> None:
-        if item.error is not None:
-            self._break(item.job, str(item.error))
+    def _settle(self, event: Settled) -> None:
+        pending = self.pending.setdefault(event.job.source_id, _Pending(job=event.job))
+        if event.row is None:
+            pending.empty.append(event.index)
         else:
-            self.finished.append(item.job)
+            self.rows.append(event.row)
+            pending.tiles.append(event.index)
+        if self.progress is not None:
+            self.progress.advanced(tiles=1, source=event.job.source)
 
     def _break(self, job: Job, message: str) -> None:
         """Forget a source that failed, even what is acknowledged: half a scene would pass for a whole one."""
         self.broken.add(job.source_id)
-        self.waiting = [t for t in self.waiting if t.job.source_id != job.source_id]
         self.rows = [r for r in self.rows if r.source_id != job.source_id]
         for counts in (self.pending, self.written, self.nodata):
             counts.pop(job.source_id, None)
@@ -264,54 +297,6 @@ class _Run:
         self.failures.append(failure)
         if self.progress is not None:
             self.progress.failed(failure)
-
-    def _embed_waiting(self) -> None:
-        tiles, self.waiting = self.waiting, []
-        if not tiles:
-            return
-        try:
-            vectors = self._vectors(tiles)
-        except AlidadeError:
-            for tile in tiles:
-                self._embed_alone(tile)
-            return
-        for tile, vector in zip(tiles, vectors, strict=True):
-            self._settle(tile, vector)
-
-    def _embed_alone(self, tile: Tile) -> None:
-        if tile.job.source_id in self.broken:
-            return
-        try:
-            self._settle(tile, self._vectors([tile])[0])
-        except RasterError:
-            # not one pixel is valid in the model's own bands and units, such as radar power of 0
-            self._settle_empty(tile)
-        except AlidadeError as error:
-            self._break(tile.job, str(error))
-
-    def _vectors(self, tiles: list[Tile]) -> npt.NDArray[np.float32]:
-        rasters: list[Raster] = [t.raster for t in tiles if t.raster is not None]
-        began = clock.perf_counter()
-        try:
-            return self.model.embed(rasters, batch_size=self.batch)
-        finally:
-            self.model_seconds += clock.perf_counter() - began
-
-    def _settle(self, tile: Tile, vector: npt.NDArray[np.float32]) -> None:
-        self.rows.append(_row(tile, vector))
-        self._pending_of(tile.job).tiles.append(tile.index)
-        self._advance(tile)
-
-    def _settle_empty(self, tile: Tile) -> None:
-        self._pending_of(tile.job).empty.append(tile.index)
-        self._advance(tile)
-
-    def _pending_of(self, job: Job) -> _Pending:
-        return self.pending.setdefault(job.source_id, _Pending(job=job))
-
-    def _advance(self, tile: Tile) -> None:
-        if self.progress is not None:
-            self.progress.advanced(tiles=1, source=tile.job.source)
 
     def _flush(self) -> None:
         if self.pending:
@@ -329,31 +314,6 @@ def _without_data(job: Job) -> RasterError:
         got=f"no valid pixel in any of its {job.total:,} tiles (all nodata, NaN or masked)",
         expected="some imagery",
         next_step="Check its nodata value with `alidade inspect`, or leave the file out.",
-    )
-
-
-def _kind(job: Job) -> tuple[str, tuple[str, ...]]:
-    return job.sensor, job.model_bands
-
-
-def _row(tile: Tile, vector: npt.NDArray[np.float32]) -> TileRow:
-    raster = tile.raster
-    window = tile.window
-    return TileRow(
-        id=f"{tile.job.source_id}-{window.row}-{window.col}",
-        footprint=tile.footprint,
-        time=None if raster is None else raster.time,
-        sensor=tile.job.sensor,
-        gsd_m=tile.gsd_m,
-        valid_share=tile.valid_share,
-        cloud_share=tile.cloud_share,
-        source=tile.job.source,
-        source_id=tile.job.source_id,
-        row=window.row,
-        col=window.col,
-        height=window.height,
-        width=window.width,
-        embedding=vector,
     )
 
 

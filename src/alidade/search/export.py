@@ -1,7 +1,9 @@
-"""Answers as table cells, JSON, GeoJSON or GeoParquet; each carries the model's identity and the query."""
+"""Answers as table cells, JSON, GeoJSON, GeoParquet or CSV; each carries the model, and all but CSV the query."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from datetime import datetime
 from pathlib import Path
@@ -13,30 +15,40 @@ from alidade.imagery.footprint import Footprint
 from alidade.search.scan import Hits
 from alidade.search.schema import table_bytes, wkb_rings
 
-FORMATS = ("json", "geojson", "parquet")
+FORMATS = ("json", "geojson", "parquet", "csv")
 """What ``write`` can write; by default the ending of the file name decides."""
 TABLE_HEADER = ("rank", "score", "sensor", "date", "GSD", "centre", "tile", "source")
+CSV_HEADER = (
+    "rank", "score", "id", "sensor", "time", "gsd_m", "lon", "lat", "valid_share", "cloud_share", "source", "source_id",
+    "row", "col", "height", "width", "model", "wkt",
+)  # fmt: skip
+# 1e-7 degrees is 1 cm at the equator
+_DEGREES = "{:.7f}"
 
 
-def table_rows(hits: Hits) -> list[tuple[str, ...]]:
-    """The cells of :data:`TABLE_HEADER` for each hit, ready to print."""
+def table_rows(hits: Hits, *, ids: bool = False) -> list[tuple[str, ...]]:
+    """The cells of :data:`TABLE_HEADER` for each hit, ready to print; with ``ids`` the tile's id behind them."""
     return [
         (
             str(rank),
-            f"{row['score']:.3f}",
+            f"{row['score']:z.3f}",
             row["sensor"],
             row["time"].strftime("%Y-%m-%d") if row["time"] else "-",
             f"{row['gsd_m']:.3g} m",
             _centre_cell(row["geometry"]),
             f"{row['row']},{row['col']} {row['height']}x{row['width']}",
             Path(row["source"]).name,
+            *([row["id"]] if ids else []),
         )
         for rank, row in enumerate(hits.table.to_pylist(), start=1)
     ]
 
 
 def to_json(hits: Hits) -> dict[str, Any]:
-    """The answer as plain values: ``model``, ``query``, ``matches``, ``scanned`` and ``hits``, best first."""
+    """The answer as plain values: ``hits``, best first, and what was asked.
+
+    Beside them stand ``model``, ``query``, ``matches``, ``scanned``, ``exact`` and ``milliseconds``, see :class:`Hits`.
+    """
     return {**_about(hits), "hits": [_plain(r) for r in hits.table.to_pylist()]}
 
 
@@ -60,6 +72,28 @@ def to_geojson(hits: Hits) -> dict[str, Any]:
             feature["bbox"] = list(footprint.bbox())
         features.append(feature)
     return {"type": "FeatureCollection", "alidade": _about(hits), "features": features}
+
+
+def to_csv(hits: Hits) -> str:
+    """One line a tile under :data:`CSV_HEADER`, best first; what is not known is empty.
+
+    ``lon`` and ``lat`` are the centre in degrees, ``wkt`` is the footprint in well-known text (OGC 06-103r4, 7.2).
+    The format has no room for what was asked: only the model stands in every line.
+    """
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(CSV_HEADER)
+    for rank, row in enumerate(hits.table.to_pylist(), start=1):
+        footprint = _footprint(row["geometry"])
+        cells: dict[str, Any] = {**_plain(row), "rank": rank, "score": f"{row['score']:z.6f}"}
+        if footprint is not None:
+            cells["lon"], cells["lat"] = (_DEGREES.format(degrees) for degrees in footprint.centre())
+            cells["wkt"] = _wkt(footprint)
+        for name in ("gsd_m", "valid_share", "cloud_share"):
+            # more digits of a float32 would only show how it was rounded
+            cells[name] = None if row[name] is None else f"{row[name]:.6g}"
+        table.writerow(["" if cells.get(name) is None else cells[name] for name in CSV_HEADER])
+    return text.getvalue()
 
 
 def to_parquet(hits: Hits) -> bytes:
@@ -106,6 +140,8 @@ def write(hits: Hits, path: str | Path, format: str | None = None) -> None:
         data = _encode(to_json(hits))
     elif kind == "geojson":
         data = _encode(to_geojson(hits))
+    elif kind == "csv":
+        data = to_csv(hits).encode()
     else:
         data = to_parquet(hits)
     try:
@@ -121,7 +157,14 @@ def write(hits: Hits, path: str | Path, format: str | None = None) -> None:
 
 
 def _about(hits: Hits) -> dict[str, Any]:
-    return {"model": hits.model, "query": hits.query, "matches": hits.matches, "scanned": hits.scanned}
+    return {
+        "model": hits.model,
+        "query": hits.query,
+        "matches": hits.matches,
+        "scanned": hits.scanned,
+        "exact": hits.exact,
+        "milliseconds": round(1e3 * hits.seconds, 1),
+    }
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
@@ -134,6 +177,14 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
 
 def _footprint(wkb: bytes | None) -> Footprint | None:
     return None if wkb is None else Footprint(wkb_rings(wkb))
+
+
+def _wkt(footprint: Footprint) -> str:
+    rings = [
+        "((" + ", ".join(f"{_DEGREES.format(x)} {_DEGREES.format(y)}" for x, y in ring) + "))"
+        for ring in footprint.rings
+    ]
+    return f"POLYGON {rings[0]}" if len(rings) == 1 else f"MULTIPOLYGON ({', '.join(rings)})"
 
 
 def _centre_cell(wkb: bytes | None) -> str:

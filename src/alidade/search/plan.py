@@ -1,9 +1,11 @@
-"""What there is to embed: files, and the tiles of each that no acknowledged shard covers yet."""
+"""What there is to embed: files, the tiles of each that are not acknowledged yet, and units of work to share out."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +20,12 @@ from alidade.imagery.raster import Raster
 from alidade.imagery.windows import tile_windows
 from alidade.search.manifest import Manifest, missing
 from alidade.search.sources import identify, relative_to_archive
+
+LARGE_BYTES = 4 * 2**20
+"""A file of this size has units of its own; smaller ones share units and batches with their neighbours in the list."""
+GROUP_FILES = 64
+UNIT_TILES = 1024
+"""A large file is cut into units of so many tiles."""
 
 
 class Embedder(Protocol):
@@ -59,6 +67,8 @@ class Job:
         model_bands: what the model is given.
         total: tiles in the file.
         wanted: indices of the tiles that are not settled yet.
+        stream: which files' tiles may share a batch; see :func:`units`.
+        unit: number of the unit of work.
     """
 
     source: str
@@ -70,6 +80,43 @@ class Job:
     model_bands: tuple[str, ...]
     total: int
     wanted: frozenset[int]
+    stream: tuple[int, int]
+    unit: int = 0
+
+    @property
+    def kind(self) -> tuple[str, tuple[str, ...]]:
+        """Only tiles of one kind can share a batch."""
+        return self.sensor, self.model_bands
+
+
+WorkUnit = tuple[Job, ...]
+"""Work that one worker does: jobs of one kind and stream, of which a large file's has a run of its tiles only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """Part ``index`` of ``count`` of the work, for machines that do not know of each other; counted from 0.
+
+    Raises:
+        ArchiveError: there is no such part.
+    """
+
+    index: int
+    count: int
+
+    def __post_init__(self) -> None:
+        """Refuse a part that is not one of ``count``."""
+        if not 0 <= self.index < self.count:
+            raise ArchiveError(
+                "shard",
+                got=f"{self.index}/{self.count}",
+                expected="I/N with I from 0 to N-1",
+                next_step="Give each of N jobs its own number, from 0 on.",
+            )
+
+    def holds(self, stream: tuple[int, int]) -> bool:
+        """Whether the stream is this part's; a file is never shared between parts."""
+        return sum(stream) % self.count == self.index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +129,7 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Jobs of one kind stand together, so that tiles of small files share batches.
-
-    The order depends on nothing but the list of files: a run that goes on after a kill forms the same
-    batches, and so the same numbers, as a run that was never stopped.
-    """
+    """Jobs of one kind stand together. The order depends on nothing but the list of files."""
 
     jobs: tuple[Job, ...]
     skipped: tuple[str, ...]
@@ -116,7 +159,13 @@ def check_tile(model: Embedder, tile: int) -> int:
 
 
 def make_plan(
-    files: Sequence[str], archive: Path, manifest: Manifest, model: Embedder, declared: Declared, tile: int
+    files: Sequence[str],
+    archive: Path,
+    manifest: Manifest,
+    model: Embedder,
+    declared: Declared,
+    tile: int,
+    shard: Shard | None = None,
 ) -> Plan:
     """Read the headers of the files that are not settled; nothing is written.
 
@@ -127,26 +176,69 @@ def make_plan(
         model: the model that will embed.
         declared: what the user says about the files.
         tile: side of the tiles in pixels.
+        shard: leaves out the files of other parts, whose headers are not read.
     """
     jobs, skipped, failures = [], [], []
-    for source in files:
+    for position, source in enumerate(files):
+        stream = _stream(position, source)
+        if shard is not None and not shard.holds(stream):
+            continue
         try:
             relative = relative_to_archive(source, archive)
             source_id = identify(source, relative, declared)
             if manifest.is_complete(source_id):
                 skipped.append(source)
             else:
-                jobs.append(_job(source, relative, source_id, manifest, model, declared, tile))
+                jobs.append(_job(source, relative, source_id, stream, manifest, model, declared, tile))
         except AlidadeError as error:
             failures.append(Failure(source=source, message=str(error)))
-    jobs.sort(key=lambda j: (j.sensor, j.model_bands))
+    jobs.sort(key=lambda j: j.kind)
     return Plan(jobs=tuple(jobs), skipped=tuple(skipped), failures=tuple(failures))
+
+
+def units(jobs: Sequence[Job]) -> tuple[WorkUnit, ...]:
+    """The jobs as units of work, in the order of the list of files.
+
+    Which tiles make a unit follows from the list of files and their sizes, and not from who works or what is done
+    already: 64 neighbours in the list form a stream, of which the small files of one kind are one unit; each large
+    file is a stream of its own, cut every ``UNIT_TILES`` tiles. Cuts fall on tile indices, since only reading would
+    tell which tiles are empty.
+    """
+    found: list[WorkUnit] = []
+    for _, together in groupby(sorted(jobs, key=lambda j: (j.stream, j.kind)), key=lambda j: (j.stream, j.kind)):
+        group = list(together)
+        if group[0].stream[1] == 0:
+            parts = [group]
+        else:
+            starts = range(0, group[0].total, UNIT_TILES)
+            parts = [[_part(group[0], start)] for start in starts]
+        for part in parts:
+            wanted = tuple(replace(job, unit=len(found)) for job in part if job.wanted)
+            if wanted:
+                found.append(wanted)
+    return tuple(found)
+
+
+def _part(job: Job, start: int) -> Job:
+    return replace(job, wanted=frozenset(i for i in job.wanted if start <= i < start + UNIT_TILES))
+
+
+def _stream(position: int, source: str) -> tuple[int, int]:
+    """(number of the group, 0 for small files and the place in the group from 1 for a large one)."""
+    group, place = divmod(position, GROUP_FILES)
+    try:
+        large = os.path.getsize(source) >= LARGE_BYTES
+    except OSError:
+        # it will be a failure, told when the file is opened
+        large = False
+    return group, place + 1 if large else 0
 
 
 def _job(
     source: str,
     relative: str,
     source_id: str,
+    stream: tuple[int, int],
     manifest: Manifest,
     model: Embedder,
     declared: Declared,
@@ -168,6 +260,7 @@ def _job(
             model_bands=model_bands,
             total=total,
             wanted=frozenset(missing(manifest.covered.get(source_id, ()), total)),
+            stream=stream,
         )
 
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from queue import Empty, Full, Queue
 
 from alidade.errors import AlidadeError, RasterError
@@ -68,8 +69,9 @@ def read_ahead(
     stop = threading.Event()
 
     def produce() -> None:
-        for job in jobs:
-            for item in _read_job(job, declared, tile):
+        # one opening for all parts of a large file: it costs as much as some tiles
+        for _, parts in groupby(jobs, key=lambda j: j.source_id):
+            for item in _read_parts(list(parts), declared, tile):
                 while not stop.is_set():
                     try:
                         queue.put(item, timeout=_POLL_S)
@@ -94,22 +96,27 @@ def read_ahead(
             stop.set()
 
 
-def _read_job(job: Job, declared: Declared, tile: int) -> Iterator[Tile | Finished]:
+def _read_parts(parts: Sequence[Job], declared: Declared, tile: int) -> Iterator[Tile | Finished]:
+    job = parts[0]
     try:
         with open_raster(job.source, declared) as file:
-            for index, window, raster in read_tiles(file, tile, only=job.wanted, bands=job.read_bands):
-                yield _tile(job, file, index, window, raster)
-        if identify(job.source, job.relative, declared) != job.source_id:
-            raise RasterError(
-                job.source,
-                got="other content than when reading began",
-                expected="a file that stays as it is while it is embedded",
-                next_step="Run the command again when the file is complete.",
-            )
+            for job in parts:
+                for index, window, raster in read_tiles(file, tile, only=job.wanted, bands=job.read_bands):
+                    yield _tile(job, file, index, window, raster)
+                _check_unchanged(job, declared)
+                yield Finished(job=job)
     except AlidadeError as error:
         yield Finished(job=job, error=error)
-    else:
-        yield Finished(job=job)
+
+
+def _check_unchanged(job: Job, declared: Declared) -> None:
+    if identify(job.source, job.relative, declared) != job.source_id:
+        raise RasterError(
+            job.source,
+            got="other content than when reading began",
+            expected="a file that stays as it is while it is embedded",
+            next_step="Run the command again when the file is complete.",
+        )
 
 
 def _tile(job: Job, file: RasterFile, index: int, window: Window, raster: Raster) -> Tile:

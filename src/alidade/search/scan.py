@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time as clock
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 from alidade.errors import ArchiveError
 from alidade.imagery.footprint import Box, Footprint, bbox_mask
 from alidade.search.archive import Archive
-from alidade.search.filters import Filter, TimeRange, check_k, check_point
+from alidade.search.filters import Columns, Filter, TimeRange, check_k, check_point
 from alidade.search.schema import embeddings_of, shard_schema, unit_rows, wkb_rings
 from alidade.search.vectors import ROUGH_ERROR, Vectors
 
@@ -29,8 +30,9 @@ class Hits:
         query: what was asked, as plain values; exports carry it.
         vector: the query as a unit vector ``[D]`` float32.
         matches: rows that met the conditions, of which ``table`` holds the best.
-        scanned: rows in the archive.
+        scanned: rows whose stored vectors were compared with the query; an index's short vectors do not count.
         seconds: time for conditions, scores and ranking.
+        exact: whether every match was compared; otherwise an index chose which of them were.
     """
 
     table: pa.Table
@@ -40,6 +42,7 @@ class Hits:
     matches: int
     scanned: int
     seconds: float
+    exact: bool = True
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -79,14 +82,7 @@ class Scanner:
         schema = shard_schema(dim)
         empty = schema.empty_table().drop_columns(["embedding"])
         self.table = pa.concat_tables(tables or [empty]).unify_dictionaries().combine_chunks()
-        self._boxes = _box_columns(self.table)
-        times = self.table["time"].combine_chunks()
-        self._has_time = times.is_valid().to_numpy(zero_copy_only=False)
-        self._times_ms = times.cast(pa.int64()).fill_null(0).to_numpy()
-        sensors = self.table["sensor"].combine_chunks()
-        sensors = sensors if pa.types.is_dictionary(sensors.type) else sensors.dictionary_encode()
-        self._sensor_names = sensors.dictionary.to_pylist()
-        self._sensor_codes = sensors.indices.to_numpy()
+        self._columns = Columns.of(self.table)
         self._vectors = Vectors(self.embeddings)
 
     def __len__(self) -> int:
@@ -119,22 +115,53 @@ class Scanner:
                 below 1; a sensor that the archive does not have; a bad time.
             GridError: a bad box.
         """
-        began = clock.perf_counter()
         self._check_model(model)
+        return self.find(query, k, Filter(bbox=bbox, time=time, sensor=sensor), describe=describe)
+
+    def find(self, query: npt.ArrayLike, k: int, conditions: Filter, *, describe: str = "a vector") -> Hits:
+        """As :meth:`search`, with the conditions as one value.
+
+        Raises:
+            ArchiveError: as for :meth:`search`.
+        """
+        began = clock.perf_counter()
         vector = unit_rows(np.asarray(query)[None], dim=self.archive.header.dim, what="query")[0]
-        conditions = Filter(bbox=bbox, time=time, sensor=sensor)
-        mask = conditions.mask(self._boxes, self._times_ms, self._has_time, self._sensor_codes, self._sensor_names)
-        rows = None if mask is None else np.flatnonzero(mask)
-        order, scores = self._rank(vector, check_k(k), rows)
+        rows = self._matching(conditions)
+        near, exact = leaders(self._vectors, vector, check_k(k), rows)
+        best = in_order(self.table["id"].take(near), exact)[:k]
+        order, scores = near[best], exact[best]
+        matches = len(self) if rows is None else len(rows)
         return Hits(
             table=self.table.take(order).append_column("score", pa.array(scores, pa.float32())),
             model=self.archive.header.model,
             query={"like": describe, "k": k, **conditions.describe()},
             vector=vector,
-            matches=len(self) if rows is None else len(rows),
-            scanned=len(self),
+            matches=matches,
+            scanned=matches,
             seconds=clock.perf_counter() - began,
         )
+
+    def count(self, conditions: Filter) -> int:
+        """How many rows meet the conditions.
+
+        Raises:
+            ArchiveError: a sensor that the archive does not have.
+        """
+        rows = self._matching(conditions)
+        return len(self) if rows is None else len(rows)
+
+    def rows(self, ids: Sequence[str]) -> pa.Table:
+        """Every column of these rows, ``embedding`` too, in the order asked.
+
+        Raises:
+            ArchiveError: an id that no row has.
+        """
+        wanted = pa.array(ids, pa.string())
+        found = pc.index_in(wanted, self.table["id"])
+        if found.null_count:
+            raise unknown_ids(str(self.archive.path), wanted.filter(pc.is_null(found)).to_pylist())
+        order = found.to_numpy().astype(np.intp)
+        return with_embeddings(self.table.take(order), self.embeddings[order])
 
     def scores(self, query: npt.ArrayLike, rows: npt.NDArray[np.intp] | None = None) -> npt.NDArray[np.float32]:
         """Cosines of ``query`` ``[D]`` with all rows, or with ``rows`` ``[M]``, in float32 (exact to 1e-5).
@@ -148,7 +175,8 @@ class Scanner:
     @property
     def sensors(self) -> frozenset[str]:
         """Ids of the sensors that have rows."""
-        return frozenset(self._sensor_names[code] for code in np.unique(self._sensor_codes))
+        names, codes = self._columns.sensor_names, self._columns.sensor_codes
+        return frozenset(names[code] for code in np.unique(codes))
 
     def rows_of(self, source_id: str) -> npt.NDArray[np.intp]:
         """Indices ``[M]`` of the rows of one source."""
@@ -162,7 +190,8 @@ class Scanner:
             ArchiveError: no tile there; the message tells the archive's extent.
         """
         lon, lat = check_point(lon, lat)
-        mask = bbox_mask(self._boxes[0], self._boxes[1], self._boxes[2], self._boxes[3], (lon, lat, lon, lat))
+        west, south, east, north = self._columns.boxes
+        mask = bbox_mask(west, south, east, north, (lon, lat, lon, lat))
         found = []
         for index in np.flatnonzero(mask).tolist():
             footprint = Footprint(wkb_rings(self.table["geometry"][index].as_py()))
@@ -179,6 +208,11 @@ class Scanner:
         index = min(found)[2]
         return Place(row=self.table.slice(index, 1).to_pylist()[0], embedding=self.embeddings[index].astype(np.float32))
 
+    def _matching(self, conditions: Filter) -> npt.NDArray[np.intp] | None:
+        """Indices of the rows that meet the conditions; ``None`` when all do because there is none."""
+        mask = conditions.mask(self._columns)
+        return None if mask is None else np.flatnonzero(mask)
+
     def _check_model(self, model: str | None) -> None:
         mine = self.archive.header.model
         if model is not None and model != mine:
@@ -189,41 +223,61 @@ class Scanner:
                 next_step="Load that model for the query: embeddings of two models cannot be compared.",
             )
 
-    def _rank(
-        self, vector: npt.NDArray[np.float32], k: int, rows: npt.NDArray[np.intp] | None
-    ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-        """Row indices and scores of the best ``k``."""
-        rough = self._vectors.scores(vector, rows)
-        if rough.size > k:
-            worst = np.partition(rough, rough.size - k)[rough.size - k]
-            near = np.flatnonzero(rough >= worst - 2 * ROUGH_ERROR)
-        else:
-            near = np.arange(rough.size)
-        near = near if rows is None else rows[near]
-        exact = self._vectors.exact_scores(vector, near)
-        if exact.size > k:
-            tied = exact >= np.partition(exact, exact.size - k)[exact.size - k]
-            near, exact = near[tied], exact[tied]
-        ids = np.array(self.table["id"].take(near).to_pylist(), dtype=str)
-        order = np.lexsort((ids, -exact))[:k]
-        return near[order], exact[order]
-
     def _extent(self) -> str:
-        placed = ~np.isnan(self._boxes[0])
+        boxes = self._columns.boxes
+        placed = ~np.isnan(boxes[0])
         if not placed.any():
             return "none of its tiles has a place"
-        west, south, east, north = self._boxes[:, placed]
+        west, south, east, north = boxes[:, placed]
         if (west > east).any():
             return f"latitudes {south.min():.4f} to {north.max():.4f}, across the antimeridian"
         latitudes = f"latitudes {south.min():.4f} to {north.max():.4f}"
         return f"longitudes {west.min():.4f} to {east.max():.4f}, {latitudes}"
 
 
-def _box_columns(table: pa.Table) -> npt.NDArray[np.float64]:
-    boxes = table["bbox"].combine_chunks()
-    absent = boxes.is_null().to_numpy(zero_copy_only=False)
-    columns = [boxes.field(side).to_numpy(zero_copy_only=False) for side in ("xmin", "ymin", "xmax", "ymax")]
-    return np.where(absent, np.nan, np.stack([np.asarray(c, dtype=np.float64) for c in columns]))
+def leaders(
+    vectors: Vectors, vector: npt.NDArray[np.float32], k: int, rows: npt.NDArray[np.intp] | None
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+    """The best ``k`` of ``rows`` (of all for ``None``), and all others with the score of the last of them.
+
+    Returns:
+        Indices ``[M]`` in no order, and their exact cosines with the unit vector ``vector`` ``[D]``.
+    """
+    rough = vectors.scores(vector, rows)
+    if rough.size > k:
+        worst = np.partition(rough, rough.size - k)[rough.size - k]
+        near = np.flatnonzero(rough >= worst - 2 * ROUGH_ERROR)
+    else:
+        near = np.arange(rough.size)
+    near = near if rows is None else rows[near]
+    exact = vectors.exact_scores(vector, near)
+    if exact.size > k:
+        tied = exact >= np.partition(exact, exact.size - k)[exact.size - k]
+        near, exact = near[tied], exact[tied]
+    return near, exact
+
+
+def in_order(ids: pa.Array | pa.ChunkedArray, scores: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
+    """The order of an answer: the best score first, equal scores by id."""
+    return np.lexsort((np.array(ids.to_pylist(), dtype=str), -scores))
+
+
+def with_embeddings(table: pa.Table, embeddings: npt.NDArray[np.float16]) -> pa.Table:
+    """``table`` with the column ``embedding`` from ``[N, D]`` behind the others, as shards have it."""
+    kind = shard_schema(embeddings.shape[1]).field("embedding")
+    flat = pa.array(np.ascontiguousarray(embeddings).reshape(-1))
+    return table.append_column(kind, pa.FixedSizeListArray.from_arrays(flat, type=kind.type))
+
+
+def unknown_ids(where: str, ids: Sequence[str]) -> ArchiveError:
+    """The error for ids that a store does not have."""
+    shown = ", ".join(repr(i) for i in ids[:3]) + (f" and {len(ids) - 3:,} more" if len(ids) > 3 else "")
+    return ArchiveError(
+        f"{where}: tile id",
+        got=shown,
+        expected="ids of tiles in this archive",
+        next_step="Take ids from a search of the same archive: a tile that was embedded again has another id.",
+    )
 
 
 def _distance(centre: tuple[float, float], lon: float, lat: float) -> float:

@@ -26,13 +26,20 @@ class Vectors:
     Work is shared out among threads that each run plain single-threaded operations. The usual way, one
     operation shared by all cores, makes the cores wait for each other after every piece: with another process
     busy, one million rows took over ten seconds that way, and 115 ms this way (45 ms on idle cores, both).
+
+    Args:
+        stored: ``[N, D]``.
+        inverse_lengths: ``[N]``, one over the length of each row; by default every row is read to find them.
     """
 
-    def __init__(self, stored: npt.NDArray[np.float16]) -> None:
+    def __init__(self, stored: npt.NDArray[np.float16], inverse_lengths: npt.NDArray[np.float32] | None = None) -> None:
         self.stored = stored
         self._tensor = torch.from_numpy(stored)
         self._pool = _single_threaded_workers()
         self._piece = max(64, _PIECE_BYTES // (4 * stored.shape[1]))
+        if inverse_lengths is not None:
+            self._inverse_lengths = torch.from_numpy(inverse_lengths)
+            return
         self._inverse_lengths = torch.empty(len(stored))
         self._share_out(len(stored), self._measure)
 
