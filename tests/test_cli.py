@@ -225,7 +225,7 @@ def test_models_and_unknown_benchmarks(run: Run) -> None:
     assert "alidade-tiny (default)" in out
     code, _, err = run("bench", "gpu")
     assert code == 2
-    assert "expected encoder, attention, train or store" in err
+    assert "expected encoder, attention, train, store or index" in err
 
 
 def test_usage_errors_have_exit_code_two(run: Run) -> None:

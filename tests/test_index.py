@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from alidade.errors import ArchiveError
 from alidade.imagery.footprint import Footprint
 from alidade.imagery.polygon import Polygon
+from alidade.search import index as index_module
 from alidade.search.archive import Archive
 from alidade.search.filters import Filter
 from alidade.search.index import Index
@@ -91,17 +92,20 @@ def scanner(path: Path) -> Scanner:
     return Scanner(Archive.open(path))
 
 
-@pytest.fixture(scope="module")
-def store(path: Path) -> PlannedStore:
-    opened = open_store(path)
+@pytest.fixture(scope="module", params=["in memory", "by LanceDB"])
+def store(path: Path, request: pytest.FixtureRequest) -> PlannedStore:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index_module, "MEMORY_ROWS", N if request.param == "in memory" else N - 1)
+        opened = open_store(path)
     assert opened.indexed == N
     assert opened.notes == []
     return opened
 
 
 @pytest.fixture(scope="module")
-def index(path: Path) -> Index:
-    return Index.open(Archive.open(path))
+def index(store: PlannedStore) -> Index:
+    assert store._index is not None
+    return store._index
 
 
 LON = st.sampled_from(EDGES) | st.floats(-180, 180)

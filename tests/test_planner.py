@@ -104,7 +104,7 @@ def test_the_plan_is_told(made: bench.MadeRows, store: PlannedStore) -> None:
     index = store._index
     assert index is not None
     assert (wide.exact, wide.matches, wide.scanned) == (False, ROWS, index.wanted(K))
-    assert store.exact_limit == ROWS // 20
+    assert store.exact_limit == EXACT
     few = store.search(query, K, Filter(bbox=made.box(0.01)))
     assert (few.exact, few.scanned) == (True, few.matches)
     most = store.search(query, ROWS, Filter())

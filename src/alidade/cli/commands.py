@@ -169,14 +169,15 @@ def models(as_json: opt.Json = False) -> None:
 
 
 def bench(
-    what: Annotated[str, typer.Argument(help="encoder, attention, train or store.")],
+    what: Annotated[str, typer.Argument(help="encoder, attention, train, store or index.")],
     rounds: Annotated[int, typer.Option(min=3, help="Measured rounds.")] = 7,
     size: Annotated[int, typer.Option(min=256, help="store: side of the generated scene in pixels.")] = 10_980,
     directory: Annotated[
-        Path | None, typer.Option("--dir", help="store: where to generate. [default: temporary]")
+        Path | None, typer.Option("--dir", help="store, index: where to generate. [default: temporary]")
     ] = None,
     layers: Annotated[int, typer.Option(min=1, help="train: layers of the optical towers; 12 as released.")] = 2,
     batch: Annotated[int, typer.Option(min=1, help="train: samples of a step; 24 as released.")] = 4,
+    made_rows: Annotated[int, typer.Option("--rows", min=1000, help="index: rows of the made archive.")] = 1_000_000,
     as_json: opt.Json = False,
 ) -> None:
     """Measure speed on this machine: ratios within one run, beside their targets."""
@@ -199,10 +200,14 @@ def bench(
         from alidade.search.store_bench import bench_store
 
         rows = bench_store(size=size, directory=directory)
+    elif what == "index":
+        index.check_extra("lancedb", "search")
+        from alidade.search.bench_index import bench_index
+
+        rows = bench_index(rows=made_rows, rounds=rounds, directory=directory)
     else:
-        raise AlidadeError(
-            "bench", got=repr(what), expected="encoder, attention, train or store", next_step="Name one of these."
-        )
+        known = "encoder, attention, train, store or index"
+        raise AlidadeError("bench", got=repr(what), expected=known, next_step="Name one of these.")
     if as_json:
         show_json([asdict(row) for row in rows])
     else:

@@ -44,8 +44,8 @@ from alidade.search.index_trial import find_effort
 from alidade.search.index_write import RowsWriter, add_indexes, basis_of, read_basis
 from alidade.search.manifest import Manifest
 
-EXACT_ROWS = 50_000
-"""Up to so many matches every one is compared: that takes less time than asking the vector index."""
+EXACT_ROWS = 500_000
+"""Up to so many matches every one is compared: that takes no longer than to ask the vector index under conditions."""
 _MOST_GROWTH = 1.5
 """Rows, as a multiple of those that the partitions were made from, from which on they are made anew."""
 _LOCK = ".lock"

@@ -50,6 +50,16 @@ def where(conditions: Filter) -> str | None:
     return " AND ".join(parts) or None
 
 
+def arcs_of(box: Box) -> list[tuple[float, float]]:
+    """The box's longitudes as ranges that do not cross ±180, which is one line with two names."""
+    west, _, east, _ = box
+    if west > east:
+        return [(west, 180.0), (-180.0, east)]
+    ends = [(-180.0, -180.0)] if east == 180.0 else []
+    starts = [(180.0, 180.0)] if west == -180.0 else []
+    return [(west, east), *ends, *starts]
+
+
 def quoted(text: str) -> str:
     """A text as an SQL literal."""
     return "'" + text.replace("'", "''") + "'"
@@ -58,7 +68,7 @@ def quoted(text: str) -> str:
 def _touches(box: Box) -> str:
     """Boxes that share a point with ``box``, as :func:`alidade.imagery.footprint.bbox_mask` has it."""
     _, south, _, north = box
-    arcs = _arcs(box)
+    arcs = arcs_of(box)
     across = " OR ".join(
         f"(xmin <= xmax AND xmin <= {_number(right)} AND xmax >= {_number(left)})"
         f" OR (xmin > xmax AND (xmin <= {_number(right)} OR xmax >= {_number(left)}))"
@@ -69,16 +79,6 @@ def _touches(box: Box) -> str:
     if len(cells) > _MOST_CELLS:
         return touching
     return f"cell IN ({', '.join(map(str, [ANYWHERE, *cells]))}) AND {touching}"
-
-
-def _arcs(box: Box) -> list[tuple[float, float]]:
-    """The box's longitudes as ranges that do not cross ±180, which is one line with two names."""
-    west, _, east, _ = box
-    if west > east:
-        return [(west, 180.0), (-180.0, east)]
-    ends = [(-180.0, -180.0)] if east == 180.0 else []
-    starts = [(180.0, 180.0)] if west == -180.0 else []
-    return [(west, east), *ends, *starts]
 
 
 def _cells(box: Box) -> list[int]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from alidade.search.archive import Archive
-from alidade.search.index import SIDES
+from alidade.search.index_columns import SIDES
 from alidade.search.index_format import LENGTHS, TABLE, VECTORS
 from alidade.search.index_where import cells_of
 from alidade.search.manifest import Manifest

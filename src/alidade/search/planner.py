@@ -22,10 +22,8 @@ from alidade.search.scan import Hits, Scanner, in_order, leaders, with_embedding
 from alidade.search.schema import unit_rows
 from alidade.search.store import ExactStore
 
-FEW = 0.05
-"""Matches up to this share of all rows are compared one by one."""
-MOST_EXACT = 1_000_000
-"""Never more than so many because of :data:`FEW`."""
+FEW_ON_DISK = 100_000
+"""Up to so many matches are compared one by one where LanceDB has to find them."""
 _WORTHWHILE = 0.2
 
 Say = Callable[[str], None]
@@ -228,10 +226,10 @@ def _to_compare(
     index: Index, vector: npt.NDArray[np.float32], k: int, conditions: Filter
 ) -> tuple[Rows | None, int, bool]:
     """The rows to compare in full (``None``: all), how many rows match, and whether those are all of them."""
-    if conditions.polygon is not None:
-        rows = index.matching(conditions)
-        return rows, len(rows), True
-    matches = index.count(conditions)
+    rows = index.matching(conditions) if index.in_memory or conditions.polygon is not None else None
+    matches = index.count(conditions) if rows is None else len(rows)
+    if rows is not None and conditions.polygon is not None:
+        return rows, matches, True
     wide = index.header.refine > 0 and matches > _limit(index) and index.wanted(k) <= _WORTHWHILE * matches
     if wide and index.share(vector) >= index.header.least_share:
         found = index.nearest(vector, k, conditions)
@@ -239,11 +237,11 @@ def _to_compare(
             return found, matches, False
     if matches == len(index):
         return None, matches, True
-    return index.matching(conditions), matches, True
+    return index.matching(conditions) if rows is None else rows, matches, True
 
 
 def _limit(index: Index) -> int:
-    return max(index.header.exact_rows, min(MOST_EXACT, int(FEW * len(index))))
+    return index.header.exact_rows if index.in_memory else min(index.header.exact_rows, FEW_ON_DISK)
 
 
 def _seen(archive: Path) -> tuple[int, int, int] | None:
