@@ -68,4 +68,4 @@ class ColumnsInMemory:
             found |= (west <= right) & (east >= left)
             across |= (west[self._crossing] <= right) | (east[self._crossing] >= left)
         found[self._crossing] = across
-        return found & (south <= box[3]) & (north >= box[1])
+        return np.asarray(found & (south <= box[3]) & (north >= box[1]))
