@@ -303,13 +303,14 @@ def test_a_decoder_that_was_taken_over_can_do_nothing(tmp_path: Path, bird: Cana
 
 
 WITHOUT = """
+import ctypes
 import sys
 from pathlib import Path
-from alidade.errors import RasterError
-from alidade.imagery.sandbox import Limits, can_isolate, decode_upload
-import ctypes
+# before anything starts a thread: only a process of one thread may enter a namespace of users
 assert ctypes.CDLL(None).unshare(0x10000000) == 0
 Path("/proc/sys/user/max_user_namespaces").write_text("0")
+from alidade.errors import RasterError
+from alidade.imagery.sandbox import Limits, can_isolate, decode_upload
 data = Path(sys.argv[1]).read_bytes()
 assert not can_isolate()
 try:

@@ -42,6 +42,9 @@ def main(rank: int, folder: Path) -> None:
     model(*batch(slice(rank * 4, rank * 4 + 4))).backward()
     if rank == 0:
         torch.save([p.grad for p in model.module.parameters()], folder / "gradients.pt")
+    # who leaves first must not take the connection away from the other, nor from what still belongs to the group
+    dist.barrier()
+    del model
     dist.destroy_process_group()
 
 
