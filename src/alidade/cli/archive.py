@@ -28,7 +28,7 @@ from alidade.search.engine import Engine
 from alidade.search.filters import Filter, parse_bbox, parse_gsd, parse_point, parse_time
 from alidade.search.picture import draw_result, row_colours
 from alidade.search.plan import Shard
-from alidade.search.query import QueryImage, Question, answer, check_space, words_of
+from alidade.search.query import KnownTexts, QueryImage, Question, TextModel, answer, check_space, words_of
 from alidade.search.scan import Hits, Scanner
 from alidade.search.store import ExactStore
 from alidade.search.words import encode_text, found_otherwise
@@ -256,9 +256,13 @@ def ask(
         except AlidadeError as error:
             err.print(f"no picture of the query: {error}")
     asked = [text for text in (question.text, question.negative_text) if text is not None]
-    if asked and known is not None and (note := encode_text(known, asked).note):
-        err.print(note)
-    hits = answer(question, store, known, words=words)
+    texts: TextModel | None = known
+    if asked and known is not None:
+        read = encode_text(known, asked)
+        texts = KnownTexts(known.identity, dict(zip(asked, read.vectors, strict=True)))
+        if read.note:
+            err.print(read.note)
+    hits = answer(question, store, texts, words=words)
     if asked and known is not None:
         rows = hits.table.select(["source", "source_id"]).to_pylist()
         files = [scanner.archive.locate(row["source"], row["source_id"]) for row in rows]

@@ -16,10 +16,10 @@ from affine import Affine
 from numpy.typing import NDArray
 
 from alidade.errors import ArchiveError
-from alidade.imagery.atomic import atomic_write
 from alidade.imagery.gdal import quietly, reading
 from alidade.search.class_map import NODATA, ClassMap
 from alidade.search.classify import Classified, TileClasses
+from alidade.search.disk import save
 
 ENDINGS = ("geojson", "csv")
 """What ``write`` can write; the ending of the file name decides."""
@@ -117,7 +117,7 @@ def write(found: Classified, path: Path) -> None:
         content = to_csv(found)
     else:
         content = json.dumps(to_geojson(found), ensure_ascii=False, allow_nan=False, indent=1) + "\n"
-    _save(path, content.encode())
+    save(path, content.encode(), instead="Name another file.")
 
 
 def colours(count: int) -> list[tuple[int, int, int]]:
@@ -194,17 +194,4 @@ def _write(
             dataset.update_tags(1, **{f"CLASS_{i}": name for i, name in enumerate(names, start=1)})
             dataset.write_colormap(1, table)
         dataset.write(pixels)
-    _save(path, content.getbuffer())
-
-
-def _save(path: Path, content: bytes | memoryview) -> None:
-    try:
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(content)
-    except OSError as error:
-        raise ArchiveError(
-            f"{path}: writing",
-            got=error.strerror or type(error).__name__,
-            expected="a place where a file can be written",
-            next_step="Name another file.",
-        ) from error
+    save(path, content.getbuffer(), instead="Name another file.")

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from alidade.errors import ArchiveError
-from alidade.imagery.atomic import atomic_write
 from alidade.imagery.footprint import Footprint
+from alidade.search.disk import save
 from alidade.search.scan import Hits
 from alidade.search.schema import table_bytes, wkb_rings
 
@@ -144,16 +144,7 @@ def write(hits: Hits, path: str | Path, format: str | None = None) -> None:
         data = to_csv(hits).encode()
     else:
         data = to_parquet(hits)
-    try:
-        with atomic_write(target) as temporary:
-            temporary.write_bytes(data)
-    except OSError as error:
-        raise ArchiveError(
-            f"{target}: writing",
-            got=error.strerror or type(error).__name__,
-            expected="a place where a file can be written",
-            next_step="Name another --out.",
-        ) from error
+    save(target, data, instead="Name another --out.")
 
 
 def _about(hits: Hits) -> dict[str, Any]:

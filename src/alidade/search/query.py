@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -15,7 +15,7 @@ from alidade.errors import ArchiveError
 from alidade.imagery.footprint import Footprint
 from alidade.search.feedback import example_vector, rocchio, unit
 from alidade.search.filters import Columns, Filter, check_k, check_point
-from alidade.search.scan import Hits
+from alidade.search.scan import Hits, great_circle
 from alidade.search.schema import embeddings_of, unit_rows, wkb_rings
 from alidade.search.store import Store
 
@@ -34,6 +34,27 @@ class TextModel(Protocol):
 
     def embed_text(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Unit vectors ``[N, D]``; ModelError when the model knows no words, TextError for a text it cannot take."""
+
+
+class KnownTexts:
+    """A ``TextModel`` for questions whose words have become vectors before.
+
+    Args:
+        identity: name of the embedding space.
+        vectors: ``[D]`` by text.
+    """
+
+    def __init__(self, identity: str, vectors: Mapping[str, npt.NDArray[np.float32]]) -> None:
+        self._identity, self._vectors = identity, vectors
+
+    @property
+    def identity(self) -> str:
+        """Name of the embedding space."""
+        return self._identity
+
+    def embed_text(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """The vectors ``[N, D]``."""
+        return np.stack([self._vectors[text] for text in texts])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -213,7 +234,7 @@ def tile_at(store: Store, lon: float, lat: float) -> str:
         for identifier, wkb in zip(table["id"].to_pylist(), table["geometry"].to_pylist(), strict=True):
             footprint = Footprint(wkb_rings(wkb))
             if footprint.contains(lon, lat):
-                found.append((_distance(footprint.centre(), (lon, lat)), identifier))
+                found.append((great_circle(footprint.centre(), (lon, lat)), identifier))
     if found:
         return min(found)[1]
     raise ArchiveError(
@@ -309,13 +330,6 @@ def _without(hits: Hits, labelled: pa.Table, question: Question) -> Hits:
 
 def _tiles(ids: Sequence[str], how: str) -> str:
     return "" if not ids else f"{len(ids):,} {how} {'tile' if len(ids) == 1 else 'tiles'}"
-
-
-def _distance(a: tuple[float, float], b: tuple[float, float]) -> float:
-    """Great-circle distance in radians (haversine), rounded so that neighbours do not win by the last bit."""
-    (x0, y0), (x1, y1) = np.radians(a), np.radians(b)
-    half = np.sin((y1 - y0) / 2) ** 2 + np.cos(y0) * np.cos(y1) * np.sin((x1 - x0) / 2) ** 2
-    return round(float(2 * np.arcsin(np.sqrt(half))), 12)
 
 
 def _refused(what: str, got: str, expected: str, next_step: str) -> ArchiveError:

@@ -196,7 +196,7 @@ class Scanner:
         for index in np.flatnonzero(mask).tolist():
             footprint = Footprint(wkb_rings(self.table["geometry"][index].as_py()))
             if footprint.contains(lon, lat):
-                distance = _distance(footprint.centre(), lon, lat)
+                distance = great_circle(footprint.centre(), (lon, lat))
                 found.append((distance, self.table["id"][index].as_py(), index))
         if not found:
             raise ArchiveError(
@@ -280,8 +280,11 @@ def unknown_ids(where: str, ids: Sequence[str]) -> ArchiveError:
     )
 
 
-def _distance(centre: tuple[float, float], lon: float, lat: float) -> float:
-    """Great-circle distance in radians (haversine), rounded so that neighbours do not win by the last bit."""
-    (x0, y0), (x1, y1) = np.radians(centre), np.radians((lon, lat))
+def great_circle(a: tuple[float, float], b: tuple[float, float]) -> float:
+    """Distance of two (longitude, latitude) in degrees, in radians (haversine).
+
+    Rounded so that neighbours do not win by the last bit.
+    """
+    (x0, y0), (x1, y1) = np.radians(a), np.radians(b)
     half = np.sin((y1 - y0) / 2) ** 2 + np.cos(y0) * np.cos(y1) * np.sin((x1 - x0) / 2) ** 2
     return round(float(2 * np.arcsin(np.sqrt(half))), 12)

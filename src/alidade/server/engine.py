@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from alidade.search.archive import Archive
 from alidade.search.filters import Columns, Filter
 from alidade.search.index_format import FOLDER, HEADER
 from alidade.search.planner import PlannedStore, open_store
-from alidade.search.query import Question, answer, words_of
+from alidade.search.query import KnownTexts, Question, answer, words_of
 from alidade.search.scan import Hits, Scanner
 from alidade.search.store import ExactStore, Store
 from alidade.server.problems import gone
@@ -26,27 +26,6 @@ from alidade.server.similarity import Layer, Mosaic
 from alidade.server.thumbnails import TilePlace
 
 Vector = npt.NDArray[np.float32]
-
-
-class KnownTexts:
-    """A model for questions whose words have become vectors before; see ``search.query.TextModel``.
-
-    Args:
-        identity: name of the embedding space.
-        vectors: ``[D]`` by text.
-    """
-
-    def __init__(self, identity: str, vectors: Mapping[str, Vector]) -> None:
-        self._identity, self._vectors = identity, vectors
-
-    @property
-    def identity(self) -> str:
-        """Name of the embedding space."""
-        return self._identity
-
-    def embed_text(self, texts: Sequence[str]) -> Vector:
-        """The vectors ``[N, D]``."""
-        return np.stack([self._vectors[text] for text in texts])
 
 
 class Engine:
